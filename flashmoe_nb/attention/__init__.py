@@ -1,0 +1,1 @@
+"""Attention, one module a step of the workbook."""

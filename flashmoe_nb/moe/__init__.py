@@ -1,0 +1,1 @@
+"""Mixture-of-Experts, one module a step of the workbook."""
