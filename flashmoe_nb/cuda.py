@@ -75,36 +75,42 @@ def cache_dir() -> Path:
     "Where compiled kernels are kept: `$FLASHMOE_CACHE`, else `~/.cache/flashmoe_nb`."
     return Path(os.environ.get("FLASHMOE_CACHE") or Path.home() / ".cache" / "flashmoe_nb")
 
-# %% ../nbs/00_cuda.ipynb #7afa55b6
+# %% ../nbs/00_cuda.ipynb #d988ae9c
 class Part(NamedTuple):
-    "The text one notebook cell contributes to a file; `label` is how messages name the cell."
+    "The text one notebook cell contributes to a file; `label` is how messages name the cell, `first_line` its first line there."
     key: str
     label: str
     text: str
+    first_line: int = 1
 
 @dataclass
 class Registered:
     "The parts of one file, in order, as the cells of a notebook registered them."
     parts: list[Part]
     architectures: tuple[str, ...]
+    notebook: str | None = None
 
 _overlay: dict[str, Registered] = {}
 _generation = 0     # grows with every change of the overlay, so that kernels know when to look again
 
-# %% ../nbs/00_cuda.ipynb #cdd81c33
-def register(path: str, text: str, *, key: str, label: str, start: bool = False, architectures=DEFAULT_ARCHITECTURES):
+# %% ../nbs/00_cuda.ipynb #76f9fd59
+def register(path: str, text: str, *, key: str, label: str, start: bool = False, architectures=DEFAULT_ARCHITECTURES,
+             first_line: int = 1, notebook: str | None = None):
     """Put one cell's CUDA text into the overlay of `kernels/`.
+
+    `first_line`: the line of the cell on which the text begins, so that errors count as the cell's editor does;
+    `notebook`: the name for the header, so that the text is to the byte what the tangler writes.
 
     A key seen before replaces its own part and keeps the others. A new key starts the file (`start=True`) or
     is appended to it; appending to a file that no cell has started raises `ValueError`."""
     global _generation
-    part, file = Part(key, label, text.strip("\n")), _overlay.get(path)
+    part, file = Part(key, label, text.strip("\n"), first_line), _overlay.get(path)
     known = [p.key for p in file.parts] if file else []
     if start and (not known or known[0] != key):
-        _overlay[path] = Registered([part], tuple(architectures))
+        _overlay[path] = Registered([part], tuple(architectures), notebook)
     elif key in known:
         file.parts[known.index(key)] = part
-        if start: file.architectures = tuple(architectures)
+        if start: file.architectures, file.notebook = tuple(architectures), notebook
     elif file:
         file.parts.append(part)
     else:
@@ -117,7 +123,7 @@ def unregister(path: str | None = None):
     _overlay.clear() if path is None else _overlay.pop(path, None)
     _generation += 1
 
-# %% ../nbs/00_cuda.ipynb #70d5e3f0
+# %% ../nbs/00_cuda.ipynb #aa51aecc
 def compose(parts: list[str], architectures, notebook: str | None = None) -> str:
     "The text of a file made of parts: two header lines, then the parts, one blank line between them."
     origin = f"nbs/{notebook}" if notebook else "cells of a notebook"
@@ -130,17 +136,18 @@ def _place(registered: Registered, line: int) -> str:
     for part in registered.parts:
         length = part.text.count("\n") + 1
         if line < start + length + 1:
-            return f"{part.label}, line {max(line - start, 0) + 1}"
+            return f"{part.label}, line {max(line - start, 0) + part.first_line}"
         start += length + 1
     return registered.parts[-1].label
 
-# %% ../nbs/00_cuda.ipynb #23fd4c97
+# %% ../nbs/00_cuda.ipynb #c0245c84
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.M)
 
 def _text(path: str) -> str | None:
     "The text of a file under `kernels/`: registered cells first, then the disk."
     if path in _overlay:
-        return compose([p.text for p in _overlay[path].parts], _overlay[path].architectures)
+        file = _overlay[path]
+        return compose([p.text for p in file.parts], file.architectures, file.notebook)
     file = KERNELS / path
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
@@ -192,7 +199,7 @@ def read_source(path: str) -> Source:
             open_ += _INCLUDE.findall(header)
     return Source(path, text, headers)
 
-# %% ../nbs/00_cuda.ipynb #ed37d900
+# %% ../nbs/00_cuda.ipynb #a214eefa
 class Diagnostic(NamedTuple):
     "One message of a compiler, at its place in the source."
     file: str
@@ -211,6 +218,10 @@ class CompileError(RuntimeError):
             lines += [f"  {source.locate(d.file, d.line)}: {d.message}", f"      {source.line(d.file, d.line).strip()}"]
         if len(errors) > 5: lines.append(f"  and {len(errors) - 5} more")
         super().__init__("\n".join(lines if errors else [*lines, log.strip()]))
+
+    def _render_traceback_(self):
+        "What a notebook shows: the message alone, the frames of Python have no part in the mistake."
+        return [f"{type(self).__name__}: {self}"]
 
 _DIAGNOSTIC = re.compile(r"^(?P<file>[^\s()]+)\((?P<line>\d+)\): (?P<severity>error|warning)(?: #[\w-]+)?: (?P<message>.*)$", re.M)
 
