@@ -416,53 +416,56 @@ def bind(signature: tuple[str, ...], args, kernel: str = "kernel") -> torch.devi
             device = tensor.device
     return device
 
-# %% ../nbs/00_cuda.ipynb #8e125b9c
+# %% ../nbs/00_cuda.ipynb #805f6626
 _MAP_TYPES = {torch.uint8: 0, torch.int32: 3, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 8,
               torch.bfloat16: 9, torch.float8_e4m3fn: 0}     # CUtensorMapDataType; e4m3 travels as bytes
 _SWIZZLES = {"none": 0, "32B": 1, "64B": 2, "128B": 3}       # CUtensorMapSwizzle
 
-@dataclass(frozen=True, eq=False)
 class TensorMap:
     """A tensor and the box the tensor memory accelerator (TMA) copies from or to it.
 
     `tensor`: 1 to 5 dimensions, the last one contiguous, the other strides multiples of 16 bytes.
     `box`: elements copied per dimension, in the tensor's order, each 1 to 256.
     `swizzle`: "none", "32B", "64B" or "128B"; the box's last extent must fit in that many bytes.
-    Elements outside the tensor read as zero and are not written.
+    Elements outside the tensor read as zero and are not written. Raises `ValueError`.
     Source: CUDA driver API, Tensor Map Object Management."""
-    tensor: torch.Tensor
-    box: tuple[int, ...]
-    swizzle: str = "none"
+    __slots__ = ("tensor", "key")
 
-    def __post_init__(self):
-        t, size = self.tensor, self.tensor.element_size()
-        def need(condition, text):
-            if not condition: raise ValueError(f"TensorMap of a {t.dtype} tensor {tuple(t.shape)}, box {tuple(self.box)}: {text}")
-        need(t.dtype in _MAP_TYPES, f"dtype must be one of {', '.join(map(str, _MAP_TYPES))}")
-        need(1 <= t.dim() <= 5 and len(self.box) == t.dim(), "needs 1 to 5 dimensions and one box extent for each")
-        need(t.numel() > 0, "the tensor must not be empty")
-        need(t.stride(-1) == 1 or t.shape[-1] == 1, "the last dimension must be contiguous")
-        need(all(s * size % 16 == 0 for s in t.stride()[:-1]), "strides must be multiples of 16 bytes")
-        need(t.data_ptr() % 16 == 0, "the address must be a multiple of 16")
-        need(all(1 <= b <= 256 for b in self.box), "box extents must be 1 to 256")
-        need(self.box[-1] * size % 16 == 0, "the box's last extent must be a multiple of 16 bytes")
-        need(self.swizzle in _SWIZZLES, f"swizzle must be one of {', '.join(_SWIZZLES)}")
-        need(self.swizzle == "none" or self.box[-1] * size <= int(self.swizzle[:-1]), "the box is wider than the swizzle")
+    def __init__(self, tensor: torch.Tensor, box: tuple[int, ...], swizzle: str = "none"):
+        self.tensor = tensor
+        self.key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tuple(box), swizzle)
+        _check_tensor_map(*self.key)
 
     @property
-    def key(self):
-        "What the encoded map depends on."
-        t = self.tensor
-        return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype, tuple(self.box), self.swizzle)
+    def box(self) -> tuple[int, ...]: return self.key[4]
+
+    @property
+    def swizzle(self) -> str: return self.key[5]
 
     def __bytes__(self) -> bytes:
         "The 128 bytes the driver makes of it. Needs a CUDA driver."
         return _encode_tensor_map(*self.key)
 
-# %% ../nbs/00_cuda.ipynb #74054a65
+@functools.lru_cache(maxsize=4096)
+def _check_tensor_map(address, shape, strides, dtype, box, swizzle):
+    size = dtype.itemsize
+    def need(condition, text):
+        if not condition: raise ValueError(f"TensorMap of a {dtype} tensor {tuple(shape)}, box {box}: {text}")
+    need(dtype in _MAP_TYPES, f"dtype must be one of {', '.join(map(str, _MAP_TYPES))}")
+    need(1 <= len(shape) <= 5 and len(box) == len(shape), "needs 1 to 5 dimensions and one box extent for each")
+    need(all(shape), "the tensor must not be empty")
+    need(strides[-1] == 1 or shape[-1] == 1, "the last dimension must be contiguous")
+    need(all(s * size % 16 == 0 for s in strides[:-1]), "strides must be multiples of 16 bytes")
+    need(address % 16 == 0, "the address must be a multiple of 16")
+    need(all(1 <= b <= 256 for b in box), "box extents must be 1 to 256")
+    need(box[-1] * size % 16 == 0, "the box's last extent must be a multiple of 16 bytes")
+    need(swizzle in _SWIZZLES, f"swizzle must be one of {', '.join(_SWIZZLES)}")
+    need(swizzle == "none" or box[-1] * size <= int(swizzle[:-1]), "the box is wider than the swizzle")
+
+# %% ../nbs/00_cuda.ipynb #b9f11fdf
 @functools.lru_cache(maxsize=4096)
 def _encode_tensor_map(address, shape, strides, dtype, box, swizzle) -> bytes:
-    rank, size = len(shape), torch.empty((), dtype=dtype).element_size()
+    rank, size = len(shape), dtype.itemsize
     storage = ctypes.create_string_buffer(128 + 64)
     aligned = (ctypes.addressof(storage) + 63) & ~63      # the driver wants 64-byte alignment
     def array(kind, values): return (kind * rank)(*values)
@@ -498,7 +501,9 @@ class _ArgumentBuffer(threading.local):
         self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(start + o for o in offsets))
         self.address = ctypes.addressof(self.pointers)
 
-# %% ../nbs/00_cuda.ipynb #fd164e02
+# %% ../nbs/00_cuda.ipynb #3dce776c
+_POINTER, _MAP, _NUMBER = range(3)
+
 class _Launcher:
     "A kernel instance loaded on one device."
 
@@ -512,33 +517,34 @@ class _Launcher:
         text, offsets = _layout(self.parameters)
         self.pack = struct.Struct(text).pack_into
         self.buffer = _ArgumentBuffer(struct.calcsize(text), offsets, device)
-        self.plan = [(p.format == "P", p.dtype, p.format == "128s") for p in self.parameters]
+        self.plan = [({"P": _POINTER, "128s": _MAP}.get(p.format, _NUMBER), p.dtype) for p in self.parameters]
+        self.shapes = {}                    # launch shapes that passed the checks, flattened for the driver
         self.driver_launch, self.driver_attribute = driver.launchKernel, driver.funcSetAttribute
         self.shared_allowed = 48 * KB       # more must be asked for, once
 
-# %% ../nbs/00_cuda.ipynb #bf8a1288
+# %% ../nbs/00_cuda.ipynb #003d66cb
 def _values(launcher: _Launcher, args) -> list | None:
     "The packable values of the arguments, or `None` if one of them is not what the kernel expects."
     if len(args) != len(launcher.plan):
         return None
     values, device = [], launcher.device
-    for (is_pointer, dtype, is_map), value in zip(launcher.plan, args):   # noqa: B905, lengths were compared
-        if is_pointer:
+    for (kind, dtype), value in zip(launcher.plan, args):   # noqa: B905, lengths were compared
+        if kind == _NUMBER:
+            values.append(value)
+        elif kind == _POINTER:
             if value is None:
                 values.append(0)
-                continue
-            if not isinstance(value, torch.Tensor) or dtype not in (None, value.dtype) or value.get_device() != device:
+            elif isinstance(value, torch.Tensor) and (dtype is value.dtype or dtype is None) and value.get_device() == device:
+                values.append(value.data_ptr())
+            else:
                 return None
-            values.append(value.data_ptr())
-        elif is_map:
-            if not isinstance(value, TensorMap) or value.tensor.get_device() != device:
-                return None
+        elif isinstance(value, TensorMap) and value.tensor.get_device() == device:
             values.append(bytes(value))
         else:
-            values.append(value)
+            return None
     return values
 
-# %% ../nbs/00_cuda.ipynb #9caf0ec4
+# %% ../nbs/00_cuda.ipynb #c8737740
 def _extent(kernel: str, what: str, value, limits) -> tuple[int, int, int]:
     "A grid or block as three numbers, each within its limit."
     value = (value,) if isinstance(value, int) else tuple(value)
@@ -554,29 +560,40 @@ def _check_shape(kernel: str, grid, block, smem: int, architecture: Architecture
         raise ValueError(f"{kernel}: block {block} has more than 1024 threads")
     if not 0 <= smem <= architecture.shared_per_block:
         raise ValueError(f"{kernel}: {smem} bytes of dynamic shared memory; {architecture.name} allows {architecture.shared_per_block} a block")
-    return grid, block
+    return (*grid, *block, smem)
 
-# %% ../nbs/00_cuda.ipynb #4a9349d7
-def _launch(launcher: _Launcher, grid, block, args, smem: int):
-    "Check, pack, and hand the launch to the driver on torch's current stream."
-    grid, block = _check_shape(launcher.name, grid, block, smem, launcher.architecture)
-    values = _values(launcher, args)
-    if values is None:
-        bind(launcher.signature, args, launcher.name)      # raises the error that says which and why
-        raise ValueError(f"{launcher.name}: every tensor must be on cuda:{launcher.device}")
+# %% ../nbs/00_cuda.ipynb #f700a883
+def _admit(launcher: _Launcher, grid, block, smem: int) -> tuple[int, ...]:
+    "Check a launch shape once and remember it; asks the driver for dynamic shared memory above 48 KB."
+    shape = _check_shape(launcher.name, grid, block, smem, launcher.architecture)
     if smem > launcher.shared_allowed:
         launcher.driver_attribute(launcher.function, 8, smem)   # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         launcher.shared_allowed = smem
-    buffer = launcher.buffer
+    if len(launcher.shapes) >= 4096: launcher.shapes.clear()
+    launcher.shapes[grid, block, smem] = shape
+    return shape
+
+def _launch(launcher: _Launcher, grid, block, args, smem: int):
+    "Check, pack, and hand the launch to the driver on torch's current stream."
+    shape = launcher.shapes.get((grid, block, smem)) or _admit(launcher, grid, block, smem)
+    values, buffer = _values(launcher, args), launcher.buffer
     try:
         launcher.pack(buffer.values, 0, *values)
-    except struct.error as error:
-        bind(launcher.signature, args, launcher.name)
-        raise ValueError(f"{launcher.name}: {error}") from None
-    launcher.driver_launch(launcher.function, *grid, *block, smem,
-                           torch._C._cuda_getCurrentRawStream(launcher.device), buffer.address, 0)
+    except (TypeError, struct.error) as error:
+        bind(launcher.signature, args, launcher.name)      # raises the error that says which argument and why
+        raise ValueError(f"{launcher.name}: every tensor must be on cuda:{launcher.device}" if values is None
+                         else f"{launcher.name}: {error}") from None
+    launcher.driver_launch(launcher.function, *shape, torch._C._cuda_getCurrentRawStream(launcher.device), buffer.address, 0)
 
-# %% ../nbs/00_cuda.ipynb #62e4b062
+# %% ../nbs/00_cuda.ipynb #45023f4a
+def _device_of(args) -> int:
+    "The CUDA device index of the first tensor among the arguments; -1 for the CPU or no tensor."
+    for value in args:
+        if isinstance(value, torch.Tensor): return value.get_device()
+        if isinstance(value, TensorMap): return value.tensor.get_device()
+    return -1
+
+# %% ../nbs/00_cuda.ipynb #7cf52119
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -605,13 +622,13 @@ class Kernel:
     def launch(self, grid, block, args, smem: int = 0, *, backend: str | None = None, **options):
         """Launch on the tensors' backend: the GPU for CUDA tensors, the emulator for CPU tensors.
 
-        `grid`, `block`: an int or up to three; `args`: torch tensors (or `None`), ints, floats and `TensorMap`s,
+        `grid`, `block`: an int or a tuple of up to three; `args`: torch tensors (or `None`), ints, floats and `TensorMap`s,
         in the kernel's order; `smem`: bytes of dynamic shared memory. `options` go to the emulator (notebook 06),
         which returns its report; on a GPU the launch is asynchronous, on torch's current stream.
         Raises `TypeError` or `ValueError` before anything runs, `CompileError`, `NotImplementedError` for a chip
         the file is not written for."""
         if self._seen != _generation: self._refresh()
-        device = next((t.get_device() for a in args if isinstance(t := getattr(a, "tensor", a), torch.Tensor)), -1)
+        device = _device_of(args)
         backend = backend or self.backend or ("cuda" if device >= 0 else "emulator")
         if backend == "emulator":
             built = self._built(tuple(options.get("check", ())))
