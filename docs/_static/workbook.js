@@ -1,0 +1,152 @@
+// Draws the workbook's figures and diagrams with the vendored scripts, in the page's colour mode, and again when the
+// reader changes it. The scripts are large, so that a page loads only what it needs.
+(() => {
+  "use strict";
+
+  const vendor = new URL("vendor/", document.currentScript.src);
+  const root = document.documentElement;
+
+  // A colour of the stylesheet, in the current mode.
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const isDark = () => root.dataset.theme === "dark";
+
+  function load(path) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = new URL(path, vendor);
+      script.onload = resolve;
+      script.onerror = () => reject(new Error(`cannot load ${script.src}`));
+      document.head.append(script);
+    });
+  }
+
+  // ---- Plotly -------------------------------------------------------------------------------------------------
+
+  // What a figure takes from the page. Axes are named in the figure's own layout: xaxis, xaxis2, yaxis, …
+  function pageLayout(layout) {
+    const text = colour("--pst-color-text-base");
+    const grid = colour("--wb-grid");
+    const hover = { bgcolor: colour("--pst-color-surface"), bordercolor: grid, font: { color: text } };
+    const update = {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      "font.color": text,
+      "font.family": colour("--pst-font-family-base"),
+      hoverlabel: hover,
+    };
+    const axes = Object.keys(layout).filter((key) => /^[xyz]axis\d*$/.test(key));
+    for (const axis of new Set([...axes, "xaxis", "yaxis"])) {
+      for (const line of ["gridcolor", "zerolinecolor", "linecolor"]) update[`${axis}.${line}`] = grid;
+    }
+    for (const kind of ["updatemenus", "sliders"]) {
+      (layout[kind] || []).forEach((_, i) => {
+        update[`${kind}[${i}].bgcolor`] = colour("--pst-color-surface");
+        update[`${kind}[${i}].bordercolor`] = grid;
+        update[`${kind}[${i}].font.color`] = text;
+      });
+    }
+    return update;
+  }
+
+  async function drawFigure(box) {
+    const figure = JSON.parse(box.querySelector("script").textContent);
+    const layout = { ...figure.layout, autosize: true };
+    delete layout.width;
+    const target = document.createElement("div");
+    box.append(target);
+    const config = { displaylogo: false, ...figure.config, responsive: true };
+    await Plotly.newPlot(target, { ...figure, layout, config });
+    await Plotly.relayout(target, pageLayout(layout));
+    box.target = target;
+    box.dataset.drawn = root.dataset.theme;
+  }
+
+  async function recolourFigure(box) {
+    if (!box.target) return;
+    await Plotly.relayout(box.target, pageLayout(box.target.layout));
+    box.dataset.drawn = root.dataset.theme;
+  }
+
+  // ---- Mermaid ------------------------------------------------------------------------------------------------
+
+  function mermaidTheme() {
+    return {
+      startOnLoad: false,
+      theme: "base",
+      fontFamily: colour("--pst-font-family-base"),
+      themeVariables: {
+        darkMode: isDark(),
+        background: colour("--pst-color-background"),
+        primaryColor: colour("--pst-color-surface"),
+        primaryTextColor: colour("--pst-color-text-base"),
+        primaryBorderColor: colour("--pst-color-primary"),
+        secondaryColor: colour("--pst-color-surface"),
+        tertiaryColor: colour("--pst-color-background"),
+        lineColor: colour("--pst-color-text-muted"),
+        textColor: colour("--pst-color-text-base"),
+        edgeLabelBackground: colour("--pst-color-background"),
+        fontSize: "15px",
+      },
+    };
+  }
+
+  async function drawDiagrams(blocks) {
+    mermaid.initialize(mermaidTheme());
+    for (const [i, block] of blocks.entries()) {
+      block.source ??= block.textContent;
+      const { svg } = await mermaid.render(`diagram-${i}`, block.source);
+      block.innerHTML = svg;
+      block.dataset.drawn = root.dataset.theme;
+    }
+  }
+
+  // ---- Code ---------------------------------------------------------------------------------------------------
+
+  function addCopyButton(block) {
+    const button = document.createElement("button");
+    button.className = "copy-code";
+    button.type = "button";
+    button.title = "Copy";
+    button.setAttribute("aria-label", "Copy this code");
+    button.innerHTML = '<i class="fa-regular fa-copy" aria-hidden="true"></i>';
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(block.querySelector("pre").textContent.replace(/\n$/, ""));
+      button.classList.add("copied");
+      setTimeout(() => button.classList.remove("copied"), 1200);
+    });
+    block.append(button);
+  }
+
+  // Wide tables scroll inside a box of their own; the page never does. The theme does this for its own tables only.
+  function boxTable(table) {
+    if (table.closest(".pst-scrollable-table-container, .scroll-x, .plotly-figure")) return;
+    const box = document.createElement("div");
+    box.className = "scroll-x";
+    box.tabIndex = 0;
+    table.replaceWith(box);
+    box.append(table);
+  }
+
+  async function main() {
+    // The clipboard exists on https and on loopback only.
+    if (navigator.clipboard) document.querySelectorAll("div.highlight").forEach(addCopyButton);
+    document.querySelectorAll(".bd-article table").forEach(boxTable);
+
+    const figures = [...document.querySelectorAll(".plotly-figure")];
+    const diagrams = [...document.querySelectorAll("pre.mermaid")];
+    if (figures.length) {
+      await load("plotly/plotly.min.js");
+      for (const figure of figures) await drawFigure(figure);
+    }
+    if (diagrams.length) {
+      await load("mermaid/mermaid.tiny.js");
+      await drawDiagrams(diagrams);
+    }
+    new MutationObserver(async () => {
+      for (const figure of figures) await recolourFigure(figure);
+      if (diagrams.length) await drawDiagrams(diagrams);
+    }).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
+  }
+
+  main();
+})();
