@@ -123,7 +123,7 @@ def instances_of(path: str, text: str, named: tuple[str, ...]) -> tuple[str, ...
         raise CellError(f'{path}: {name} is a template, so name an instance: -c "{name}<...>"')
     raise CellError(f"{path}: nothing to compile, the file has no __global__ function yet")
 
-# %% ../nbs/01_workbook.ipynb #95612847
+# %% ../nbs/01_workbook.ipynb #77d5d697
 class ResourceTable:
     "What `cuda.resources` reports, one row per kernel and architecture, as text and as HTML."
     HEAD = ("kernel", "architecture", "registers", "spilled bytes", "stack bytes", "static shared bytes", "barriers")
@@ -142,7 +142,8 @@ class ResourceTable:
     def __repr__(self):
         table = [self.HEAD, *(tuple(map(str, row)) for row in self.rows())]
         left, *right = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [row[0].ljust(left) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], right, strict=True)) for row in table]
+        lines = [row[0].ljust(left) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], right, strict=True))
+                 for row in table]
         return "\n".join(lines + self.problems())
 
     def _repr_html_(self):
