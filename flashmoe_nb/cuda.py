@@ -7,7 +7,7 @@ __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
            'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'Parameter', 'parameter',
-           'bind', 'TensorMap', 'Kernel', 'compile', 'available_backend', 'device']
+           'bind', 'TensorMap', 'Kernel', 'compile', 'available_backend', 'device', 'architecture']
 
 # %% ../nbs/00_cuda.ipynb #546d2c4c
 import ctypes
@@ -641,17 +641,16 @@ class Kernel:
         with torch.cuda.device(device):
             return _launch(launcher, grid, block, args, smem)
 
-# %% ../nbs/00_cuda.ipynb #ef46f06c
+# %% ../nbs/00_cuda.ipynb #f54ae087
 def _load(self: Kernel, device: int) -> _Launcher:
     "Compile for the device's own architecture and load there."
     if device < 0: raise ValueError(f"{self.name}: the CUDA backend needs CUDA tensors")
     capability = torch.cuda.get_device_capability(device)
     arch = target(capability, self.source.architectures)
-    limits = ARCHITECTURES.get(arch) or ARCHITECTURES["sm_86"]._replace(name=arch, capability=capability)
     compiled = compile_cubin(self.source, self.name, arch, self.defines)
     with torch.cuda.device(device):
         torch.cuda.current_stream(device)       # makes torch create the context the module is loaded into
-        launcher = self._launchers[device] = _Launcher(compiled, self.name, device, limits)
+        launcher = self._launchers[device] = _Launcher(compiled, self.name, device, _architecture(capability))
     return launcher
 
 def _built(self: Kernel, check: tuple[str, ...]):
@@ -684,3 +683,14 @@ def available_backend() -> str:
 def device() -> torch.device:
     "Where to put tensors so that they run on the available backend."
     return torch.device("cuda" if available_backend() == "cuda" else "cpu")
+
+# %% ../nbs/00_cuda.ipynb #df8b46a1
+def architecture(device: torch.device) -> Architecture:
+    "The limits of a device; for the CPU, those of sm_90a, the chip that the emulator plays by default."
+    return _architecture(torch.cuda.get_device_capability(device)) if device.type == "cuda" else ARCHITECTURES["sm_90a"]
+
+@functools.cache
+def _architecture(capability: tuple[int, int]) -> Architecture:
+    name = "sm_{}{}".format(*capability)
+    known = ARCHITECTURES.get(name + "a") or ARCHITECTURES.get(name)
+    return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)    # unknown: the smallest limits

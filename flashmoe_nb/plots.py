@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'FAINT', 'PALETTE', 'COLOURS', 'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline',
-           'plot_speed', 'plot_bars']
+           'plot_speed', 'plot_bars', 'with_slider']
 
 # %% ../nbs/03_plots.ipynb #406ba21a
 from collections.abc import Mapping, Sequence
@@ -142,3 +142,15 @@ def plot_bars(values: Mapping[str, float], unit: str, *, limit: float | None = N
                       annotation_position="top left")
     fig.update_yaxes(autorange="reversed", showgrid=False)
     return fig.update_xaxes(range=[0, 1.15 * max([*values.values(), limit or 0])])
+
+# %% ../nbs/03_plots.ipynb #3e648156
+def with_slider(fig: go.Figure, labels: Sequence[str], active: int = 0) -> go.Figure:
+    "A slider over the traces of `fig`: `labels[i]` shows the i-th equal share of the traces and hides the others."
+    share, rest = divmod(len(fig.data), len(labels))
+    if rest: raise ValueError(f"{len(fig.data)} traces cannot be shared among {len(labels)} labels")
+    steps = [dict(label=label, method="update", args=[{"visible": [i // share == step for i in range(len(fig.data))]}])
+             for step, label in enumerate(labels)]
+    for i, trace in enumerate(fig.data): trace.visible = i // share == active
+    slider = dict(steps=steps, active=active, currentvalue=dict(font=dict(color=INK, size=14), prefix=""), ticklen=0, minorticklen=0,
+                  font=dict(color="rgba(0,0,0,0)", size=1), bgcolor=GRID, bordercolor=GRID, pad=dict(t=36))
+    return fig.update_layout(sliders=[slider], showlegend=False, margin_b=100)
