@@ -7,9 +7,11 @@ __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
            'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'Parameter', 'parameter',
-           'bind', 'TensorMap', 'Kernel', 'compile', 'available_backend', 'device', 'architecture']
+           'bind', 'TensorMap', 'Kernel', 'compile', 'available_backend', 'device', 'architecture', 'emulation']
 
-# %% ../nbs/00_cuda.ipynb #546d2c4c
+# %% ../nbs/00_cuda.ipynb #65988bf2
+import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -593,7 +595,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #7cf52119
+# %% ../nbs/00_cuda.ipynb #c3b6059c
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -631,6 +633,7 @@ class Kernel:
         device = _device_of(args)
         backend = backend or self.backend or ("cuda" if device >= 0 else "emulator")
         if backend == "emulator":
+            options = {**_emulation.get(), **options}
             built = self._built(tuple(options.get("check", ())))
             bind(built.signature, args, self.name)
             return built.launch(grid, block, args, smem, **options)
@@ -694,3 +697,13 @@ def _architecture(capability: tuple[int, int]) -> Architecture:
     name = "sm_{}{}".format(*capability)
     known = ARCHITECTURES.get(name + "a") or ARCHITECTURES.get(name)
     return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)    # unknown: the smallest limits
+
+# %% ../nbs/00_cuda.ipynb #577ade1d
+_emulation: contextvars.ContextVar[dict] = contextvars.ContextVar("emulation", default={})
+
+@contextlib.contextmanager
+def emulation(**options):
+    "Options for every launch on the emulator inside the block: `check`, `schedule`, `seed`, `workers`, `chip` (notebook 06)."
+    token = _emulation.set({**_emulation.get(), **options})
+    try: yield
+    finally: _emulation.reset(token)
