@@ -8,7 +8,7 @@ __all__ = ['PROBE', 'PARTS', 'EXAMPLES', 'Part', 'installed', 'look_for_gpu', 'l
            'store_command', 'export_command', 'docs_command', 'NoTool', 'doctor_command', 'bench_command',
            'command_line', 'main']
 
-# %% ../nbs/07_command_line.ipynb #d0b6bdb3
+# %% ../nbs/07_command_line.ipynb #ddd05bd3
 import argparse
 import ctypes
 import functools
@@ -25,8 +25,8 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__
-from .runner import RUN_FOLDER, StoreError, closing_table, count, find_chromium, read_archive, run, select
-from .runner import store, stored, write_archive
+from .runner import RUN_FOLDER, StoreError, closing_table, find_chromium, notebook_count, read_archive
+from .runner import run, select, store, stored, write_archive
 from .workbook import ExportError, NoCheckout, TangleError, check_export, checkout, export
 
 # %% ../nbs/07_command_line.ipynb #5374f1ba
@@ -140,7 +140,7 @@ def doctor_report(found: dict[str, str | None], parts=PARTS) -> str:
                "the emulator, on this machine's CPU" if found["C++ compiler"] else "nothing: see above")
     return "\n".join([*lines, "", f"Kernels run on {backend}."])
 
-# %% ../nbs/07_command_line.ipynb #41d57195
+# %% ../nbs/07_command_line.ipynb #b1bc2f89
 def run_command(args) -> int:
     "`flashmoe-nb run`: 0 if every notebook ran through, else 1."
     from rich.console import Console
@@ -151,7 +151,7 @@ def run_command(args) -> int:
     if (args.store or args.archive) and backend != "cuda":
         raise StoreError("outputs are stored from runs on a GPU, and there is no CUDA device here")
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
-    console.print(f"Running {count(chosen)} on {'the GPU' if backend == 'cuda' else 'the emulator'}.")
+    console.print(f"Running {notebook_count(chosen)} on {'the GPU' if backend == 'cuda' else 'the emulator'}.")
     results = run(root, chosen, backend, console, timeout=args.timeout)
     console.print(closing_table(results))
     failed = [result for result in results if result.failure]
@@ -160,7 +160,7 @@ def run_command(args) -> int:
     console.print(_what_next(failed), markup=False)
     return 1 if failed else 0
 
-# %% ../nbs/07_command_line.ipynb #6624536b
+# %% ../nbs/07_command_line.ipynb #ba0d61a3
 def _keep(root: Path, chosen: list[Path], archive: str | None):
     "Store the outputs of a run that went through: into an archive, or into `nbs/`."
     contents = {f"nbs/{p.name}": (root / RUN_FOLDER / p.name).read_text(encoding="utf-8") for p in chosen}
@@ -170,7 +170,7 @@ def _keep(root: Path, chosen: list[Path], archive: str | None):
     else: store(root, contents, images=find_chromium() is not None)
 
 def _what_next(failed) -> str:
-    lines = [f"{count(failed)} failed."] if failed else []
+    lines = [f"{notebook_count(failed)} failed."] if failed else []
     return "\n".join(["", *lines, "Open next:", "  make lab    the notebooks, to read and to change (JupyterLab)",
                       f"  {RUN_FOLDER}/       the executed copies of this run, also in JupyterLab",
                       "  make docs   the site, with the outputs of a GPU run"])

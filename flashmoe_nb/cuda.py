@@ -95,7 +95,7 @@ class Registered:
 _overlay: dict[str, Registered] = {}
 _generation = 0     # grows with every change of the overlay, so that kernels know when to look again
 
-# %% ../nbs/00_cuda.ipynb #76f9fd59
+# %% ../nbs/00_cuda.ipynb #8f468011
 def register(path: str, text: str, *, key: str, label: str, start: bool = False, architectures=DEFAULT_ARCHITECTURES,
              first_line: int = 1, notebook: str | None = None):
     """Put one cell's CUDA text into the overlay of `kernels/`.
@@ -103,9 +103,10 @@ def register(path: str, text: str, *, key: str, label: str, start: bool = False,
     `first_line`: the line of the cell on which the text begins, so that errors count as the cell's editor does;
     `notebook`: the name for the header, so that the text is to the byte what the tangler writes.
 
-    A key seen before replaces its own part and keeps the others. A new key starts the file (`start=True`) or
+    A key seen before replaces its own part and keeps the others; under another path it moves there. A new key starts the file (`start=True`) or
     is appended to it; appending to a file that no cell has started raises `ValueError`."""
     global _generation
+    for other in [p for p in _overlay if p != path]: _withdraw(other, key)
     part, file = Part(key, label, text.strip("\n"), first_line), _overlay.get(path)
     known = [p.key for p in file.parts] if file else []
     if start and (not known or known[0] != key):
@@ -118,6 +119,12 @@ def register(path: str, text: str, *, key: str, label: str, start: bool = False,
     else:
         raise ValueError(f"{path}: no cell has started this file; run its first %%cuda cell (the one without -a)")
     _generation += 1
+
+def _withdraw(path: str, key: str):
+    "Take a part out of a file; without the part that starts it, the file is gone."
+    parts = _overlay[path].parts
+    if parts[0].key == key: del _overlay[path]
+    else: parts[:] = [part for part in parts if part.key != key]
 
 def unregister(path: str | None = None):
     "Forget the parts of one file, or of all files."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RUN_FOLDER', 'CHECK', 'MEASUREMENT', 'PLOTLY', 'PNG', 'PNG_BYTES', 'is_skipped', 'Failure', 'excerpt', 'failure_in',
-           'kernel_environment', 'Result', 'records', 'execute', 'prepare', 'select', 'run', 'summary', 'count',
-           'closing_table', 'StoreError', 'with_outputs', 'index_hosts', 'private', 'scrub', 'find_chromium', 'draw',
-           'add_images', 'write_archive', 'read_archive', 'stored', 'store']
+           'kernel_environment', 'Result', 'records', 'execute', 'prepare', 'select', 'run', 'summary',
+           'notebook_count', 'closing_table', 'StoreError', 'with_outputs', 'index_hosts', 'private', 'scrub',
+           'find_chromium', 'draw', 'add_images', 'write_archive', 'read_archive', 'stored', 'store']
 
 # %% ../nbs/05_runner.ipynb #ab872ed5
 import copy
@@ -169,7 +169,7 @@ def run(root: Path, chosen: list[Path], backend: str, console, *, timeout: float
 
 def _say(console, text: str): console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-# %% ../nbs/05_runner.ipynb #e6dd25f7
+# %% ../nbs/05_runner.ipynb #ef925971
 def summary(result: Result) -> tuple[str, str, str, str, str, str]:
     "A row of the closing table: step, backend, shapes, error against tolerance, measured, seconds."
     passed = [c for c in result.checks if c["passed"]]
@@ -181,12 +181,12 @@ def summary(result: Result) -> tuple[str, str, str, str, str, str]:
     return (result.name, ", ".join(backends), tightest["shapes"] if tightest else "", error, measured,
             f"{result.seconds:.1f}")
 
-def count(things) -> str: return f"{len(things)} notebook{'' if len(things) == 1 else 's'}"
+def notebook_count(things) -> str: return f"{len(things)} notebook{'' if len(things) == 1 else 's'}"
 
 def closing_table(results: list[Result]):
     "What the run found, as a rich table."
     from rich.table import Table
-    table = Table(title=f"{count(results)}, {sum(r.seconds for r in results):.0f} s", title_justify="left")
+    table = Table(title=f"{notebook_count(results)}, {sum(r.seconds for r in results):.0f} s", title_justify="left")
     for head in ("step", "backend", "shapes", "error of tolerance", "measured"): table.add_column(head, overflow="fold")
     table.add_column("seconds", justify="right")
     for result in results: table.add_row(*summary(result), style="red" if result.failure else "")

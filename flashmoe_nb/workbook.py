@@ -156,7 +156,7 @@ def _html_row(row) -> str:
     cells = [f"<code>{escape(kernel)}</code>", architecture, registers, f"<strong>{spilled}</strong>" if spilled else 0]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in [*cells, *rest]) + "</tr>"
 
-# %% ../nbs/01_workbook.ipynb #78a8f1fd
+# %% ../nbs/01_workbook.ipynb #8ea22be8
 @magics_class
 class CudaMagics(Magics):
     "The `%%cuda` cell magic; `%load_ext flashmoe_nb.workbook` makes it available."
@@ -168,7 +168,12 @@ class CudaMagics(Magics):
 
     def key(self, cell: Cell) -> str:
         "What identifies the running cell among those of a file."
-        return self.cell_id or (f"{cell.path}: {cell.text}" if cell.append else f"In[{self.shell.execution_count}]")
+        return self.cell_id or (f"{cell.path}: {cell.text}" if cell.append else self.label)
+
+    @property
+    def label(self) -> str:
+        "What the front end prints beside the running cell; IPython's own counter may already be one further."
+        return f"cell In[{self.shell.displayhook.prompt_count}]"
 
     @no_var_expand
     @cell_magic
@@ -181,9 +186,8 @@ class CudaMagics(Magics):
         try:
             cell = parse_cell(line, body)
             cuda.register(cell.path, cell.text, key=self.key(cell), start=not cell.append,
-                          label=f"cell In[{self.shell.execution_count}]", first_line=cell.first_line,
-                          architectures=cell.architectures or cuda.DEFAULT_ARCHITECTURES,
-                          notebook=notebook_of(cell.path, self.shell))
+                          label=self.label, first_line=cell.first_line, notebook=notebook_of(cell.path, self.shell),
+                          architectures=cell.architectures or cuda.DEFAULT_ARCHITECTURES)
             if cell.instances is None: return
             names = instances_of(cell.path, cuda.read_source(cell.path).text, cell.instances)
         except ValueError as error:
