@@ -31,6 +31,7 @@ setup(
     url=settings["git_url"],
     project_urls={"Documentation": settings["doc_host"] + settings["doc_baseurl"]},
     license="Apache-2.0",
+    license_files=["LICENSE"],
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",
