@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['SCRATCH', 'HAND_WRITTEN', 'CellError', 'check_path', 'Cell', 'parse_cell', 'read_cell', 'kernel_names',
            'instances_of', 'ResourceTable', 'CudaMagics', 'notebook_of', 'owner', 'load_ipython_extension',
-           'unload_ipython_extension', 'TangleError', 'code_cells', 'cuda_files', 'tangle', 'notebooks', 'tangle_all',
-           'NoCheckout', 'checkout', 'readme', 'ExportError', 'generate', 'export', 'check_export']
+           'unload_ipython_extension', 'Diff', 'show_diff', 'TangleError', 'code_cells', 'cuda_files', 'tangle',
+           'notebooks', 'tangle_all', 'NoCheckout', 'checkout', 'readme', 'ExportError', 'generate', 'export',
+           'check_export']
 
-# %% ../nbs/01_workbook.ipynb #77c8ba74
+# %% ../nbs/01_workbook.ipynb #d18a7fd9
 import argparse
+import difflib
 import json
 import os
 import re
@@ -220,6 +222,31 @@ def unload_ipython_extension(shell):
     magics = shell.magics_manager.registry.pop("CudaMagics")
     shell.magics_manager.magics["cell"].pop("cuda")
     shell.events.unregister("pre_run_cell", magics.before_cell)
+
+# %% ../nbs/01_workbook.ipynb #60e77ce3
+@dataclass(frozen=True)
+class Diff:
+    "The unified difference of two texts, as a notebook shows it."
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str: return "\n".join(self.lines)
+
+    @property
+    def changed(self) -> int: return sum(line[:1] in "+-" for line in self.lines)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        tint = {"+": "rgba(47,158,110,0.18)", "-": "rgba(194,80,79,0.18)", "@": "rgba(128,128,128,0.18)"}
+        rows = "".join(f'<span style="display:block;background:{tint.get(line[:1], "none")}">{escape(line) or " "}</span>'
+                       for line in self.lines)
+        return {"text/plain": str(self),
+                "text/html": f'<div>{self.changed} lines changed</div><pre style="overflow-x:auto">{rows}</pre>'}
+
+def show_diff(before: str, after: str, context: int = 2) -> Diff:
+    "What changed between two files under `kernels/`, such as the kernels of two steps. Raises `FileNotFoundError`."
+    texts = [[line for line in cuda.read_source(path).text.splitlines() if not line.startswith("// Generated from")]
+             for path in (before, after)]
+    lines = difflib.unified_diff(*texts, before, after, n=context, lineterm="")
+    return Diff(tuple(line for line in lines if line[:3] not in ("---", "+++")))
 
 # %% ../nbs/01_workbook.ipynb #607cb565
 class TangleError(ValueError):
