@@ -223,7 +223,7 @@ def unload_ipython_extension(shell):
     shell.magics_manager.magics["cell"].pop("cuda")
     shell.events.unregister("pre_run_cell", magics.before_cell)
 
-# %% ../nbs/01_workbook.ipynb #60e77ce3
+# %% ../nbs/01_workbook.ipynb #d75a18bb
 @dataclass(frozen=True)
 class Diff:
     "The unified difference of two texts, as a notebook shows it."
@@ -243,6 +243,7 @@ class Diff:
 
 def show_diff(before: str, after: str, context: int = 2) -> Diff:
     "What changed between two files under `kernels/`, such as the kernels of two steps. Raises `FileNotFoundError`."
+    from flashmoe_nb import cuda
     texts = [[line for line in cuda.read_source(path).text.splitlines() if not line.startswith("// Generated from")]
              for path in (before, after)]
     lines = difflib.unified_diff(*texts, before, after, n=context, lineterm="")
