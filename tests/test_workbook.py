@@ -301,7 +301,8 @@ def test_a_real_kernel_recognises_cells_by_the_id_the_front_end_sends(kernel, pa
     kernel(f"%%cuda {path} -a\nint b;", "second")
     kernel(f"%%cuda {path} -a\nint changed;", "second")
     kernel(f"%%cuda {path}\nint again;", "start")
-    assert kernel(f"print(cuda.read_source({path!r}).text)").rstrip().split("\n\n")[1:] == ["int again;", "int changed;"]
+    shown = kernel(f"print(cuda.read_source({path!r}).text)")
+    assert shown.rstrip().split("\n\n")[1:] == ["int again;", "int changed;"]
 
 
 def test_a_real_kernel_shows_a_compile_error_in_a_few_lines(kernel):
