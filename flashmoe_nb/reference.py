@@ -87,7 +87,7 @@ def _check_attention_shapes(q: Tensor, k: Tensor, v: Tensor):
     if not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(f"k: its {k.shape[1]} heads must divide the {q.shape[1]} heads of q")
 
-# %% ../nbs/02_reference.ipynb #d101a31c
+# %% ../nbs/02_reference.ipynb #bf347c32
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softmax_scale: float | None = None,
               window: tuple[int, int] = (-1, -1), softcap: float = 0.0, return_lse: bool = False,
               dtype: torch.dtype = torch.float64):
@@ -96,8 +96,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, softmax_
     q `[batch, num_heads, seqlen_q, head_dim]`, k and v `[batch, num_heads_k, seqlen_k, head_dim]`, where num_heads_k
     divides num_heads. `causal` and `window` (left, right; -1 for no bound) align the sequences at their ends.
     `softmax_scale` defaults to head_dim**-0.5; `softcap` 0 means none. Returns out `[batch, num_heads, seqlen_q,
-    head_dim]` and, with `return_lse`, lse `[batch, num_heads, seqlen_q]` (natural logarithm). A row that sees no key
-    gives 0 and -inf. Raises `ValueError` for shapes that do not fit."""
+    head_dim]` and, with `return_lse`, lse `[batch, num_heads, seqlen_q]` (natural logarithm). A row that sees no key,
+    or whose scores are all -inf, gives 0 and -inf. Raises `ValueError` for shapes that do not fit."""
     _check_attention_shapes(q, k, v)
     finite = bool(v.detach().to(dtype).isfinite().all())
     out, lse = _in_blocks(q, k, v if finite else v.to(dtype).nan_to_num(0.0, 0.0, 0.0),
@@ -233,7 +233,7 @@ def _may_be_nan(q: Tensor, k: Tensor, v: Tensor, pt: Tensor) -> Tensor:
     bad_head = (bad_heads(k) | bad_heads(v)).repeat_interleave(q.shape[1] // k.shape[1], 1)
     return ~q.isfinite().all(-1, keepdim=True) | (bad_head[..., None, None] & ~pt.isfinite())
 
-# %% ../nbs/02_reference.ipynb #7d05f37b
+# %% ../nbs/02_reference.ipynb #81492f1a
 def _where_it_ran(backend: str | None, x: Tensor) -> str: return backend or ("cuda" if x.is_cuda else "emulator")
 
 @torch.no_grad()
@@ -243,9 +243,9 @@ def check_attention(out: Tensor, q: Tensor, k: Tensor, v: Tensor, *, lse: Tensor
                     dtype: torch.dtype = torch.float64, raises: bool = True) -> Check:
     """Judge `out`, and `lse` if given, against exact attention, computed in `dtype` on the device of the inputs.
 
-    Shapes as in `attention`; out has the dtype of q, lse is float32. Right means: max|out − ref| ≤ `tolerance`; for bf16
-    with `unit_normal` also |out − ref| ≤ 1e-2·max(1, |ref|) (pass False for larger inputs); lse within `FLOAT32_LIMIT`;
-    no NaN where the reference is finite, unless the input is not and plain PyTorch would give NaN too.
+    Shapes as in `attention`; out has the dtype of q, lse is float32. Right means: max|out − ref| ≤ `tolerance`; for
+    bf16 with `unit_normal` also |out − ref| ≤ 1e-2·max(1, |ref|), so pass False for larger inputs; lse within
+    `FLOAT32_LIMIT`; no NaN where the reference is finite, unless the input is not and PyTorch would give NaN too.
     `backend` says where the kernel ran; by default "cuda" for CUDA tensors and "emulator" for CPU tensors: pass "cpu"
     for what launches no kernel. Raises `AssertionError` describing the worst entry; with `raises=False` a wrong value
     only gives a `Check` that has not passed."""
@@ -280,14 +280,14 @@ def attention_inputs(batch: int, num_heads: int, seqlen_q: int, head_dim: int, *
     key_shape = (batch, num_heads_k or num_heads, seqlen_q if seqlen_k is None else seqlen_k, head_dim)
     return _draw([(batch, num_heads, seqlen_q, head_dim), key_shape, key_shape], dtype, device, seed, integers)
 
-# %% ../nbs/02_reference.ipynb #3f3e148a
+# %% ../nbs/02_reference.ipynb #c9d880e2
 def route(logits: Tensor, top_k: int, *, scoring: str = "softmax", renormalize: bool = True,
           dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Choose experts: logits `[num_tokens, num_experts]` → topk_weights in `dtype`, topk_ids int32, `[num_tokens, top_k]`.
+    """Choose experts: logits `[num_tokens, num_experts]` → topk_weights in `dtype`, topk_ids in int32.
 
-    Experts are listed from the largest logit down, the lower id first where logits are equal; NaN ranks with -inf.
-    `scoring` is "softmax" (over all experts) or "sigmoid"; `renormalize` divides by the sum over the chosen experts.
-    Raises `ValueError` for another scoring or a top_k outside 1…num_experts."""
+    Both are `[num_tokens, top_k]`. Experts are listed from the largest logit down, the lower id first where logits
+    are equal; NaN ranks with -inf. `scoring` is "softmax" (over all experts) or "sigmoid"; `renormalize` divides by the
+    sum over the chosen experts. Raises `ValueError` for another scoring or a top_k outside 1…num_experts."""
     if scoring not in ("softmax", "sigmoid"):
         raise ValueError(f'scoring: expected "softmax" or "sigmoid", got {scoring!r}')
     if not 1 <= top_k <= logits.shape[-1]:
