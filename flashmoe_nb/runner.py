@@ -44,16 +44,15 @@ class Failure:
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-# %% ../nbs/05_runner.ipynb #26c1bff1
+# %% ../nbs/05_runner.ipynb #89453552
 def excerpt(text: str, lines: int = 12, width: int = 200) -> str:
     "The first lines of a long text, without terminal colours."
     kept = [line.rstrip()[:width] for line in _ANSI.sub("", text).strip().splitlines()]
     return "\n".join(kept[:lines] + (["..."] if len(kept) > lines else []))
 
-def failure_in(name: str, cell, error) -> Failure:
-    "What an exception of nbclient says about the cell it came from."
-    count = cell.get("execution_count")
-    place = f"{name}, cell In[{count or '*'}]"
+def failure_in(name: str, cell, count: int, error) -> Failure:
+    "What an exception of nbclient says about the cell it came from, which was the `count`th to run."
+    place = f"{name}, cell In[{count}]"
     if not hasattr(error, "ename"):      # the kernel died, or the time was over
         return Failure(place, excerpt(str(error)), cell.source.strip().split("\n")[0])
     lines = re.findall(rf"Cell In\s*\[{count}\](?: in [^,\n]*)?,? line (\d+)", _ANSI.sub("", error.traceback))
@@ -97,11 +96,11 @@ def records(book, mime: str) -> list[dict]:
     return [output["data"][mime] for cell in book.cells for output in cell.get("outputs", ())
             if mime in output.get("data", {})]
 
-# %% ../nbs/05_runner.ipynb #71ea5dad
+# %% ../nbs/05_runner.ipynb #c22de8fd
 def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 300, on_cell=lambda done: None) -> Result:
     """Run a notebook from the top in a fresh process; the executed copy goes to `.run/`, failed or not.
 
-    `timeout`: seconds for the whole notebook. `on_cell` is called with the number of cells done."""
+    `timeout`: seconds for all cells together. `on_cell` is called with the number of cells done."""
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     started, result = time.monotonic(), Result(notebook.stem)
@@ -111,16 +110,16 @@ def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 300, o
     try:
         with client.setup_kernel(cleanup_kc=True, env=kernel_environment(root, notebook.name)):
             client.shutdown_kernel = "immediate"     # what an exception leaves behind may not react to anything else
+            deadline = time.monotonic() + timeout
             for index, cell in enumerate(book.cells):
-                client.timeout = max(1, round(timeout - (time.monotonic() - started)))
+                client.timeout = max(1, round(deadline - time.monotonic()))
                 if not is_skipped(cell.source, backend): client.execute_cell(cell, index)
                 result.cells = index + 1
                 on_cell(result.cells)
             client.shutdown_kernel = "graceful"
-    except CellTimeoutError:
-        result.failure = failure_in(f"nbs/{notebook.name}", cell, f"still running after {timeout:g} s")
-    except (CellExecutionError, DeadKernelError) as error:
-        result.failure = failure_in(f"nbs/{notebook.name}", cell, error)
+    except (CellTimeoutError, CellExecutionError, DeadKernelError) as error:
+        said = f"still running after {timeout:g} s" if isinstance(error, CellTimeoutError) else error
+        result.failure = failure_in(f"nbs/{notebook.name}", cell, client.code_cells_executed, said)
     finally:
         nbformat.write(book, root / RUN_FOLDER / notebook.name)
     result.seconds = time.monotonic() - started
@@ -269,8 +268,8 @@ def add_images(book) -> int:
     for data in figures: data[PNG] = b64encode(draw(data[PLOTLY])).decode()
     return len(figures)
 
-# %% ../nbs/05_runner.ipynb #724d4770
-_MEMBER = re.compile(r"nbs/(?:[\w-]+\.ipynb|results/[\w-]+\.json)")
+# %% ../nbs/05_runner.ipynb #b0294b10
+_MEMBER = re.compile(r"nbs/(?:[\w-]+\.ipynb|results/[\w-]+\.json)", re.ASCII)
 
 def write_archive(file: Path, contents: dict[str, str]):
     "Pack texts into a `.tar.gz`: path to text."

@@ -95,7 +95,8 @@ class TestReadme:
     def code(self, source, *outputs): return {"cell_type": "code", "source": source, "outputs": list(outputs)}
 
     def test_links_are_seen_from_the_top(self, tmp_path):
-        source = "[a](10_x.ipynb) [b](https://a.b/c) [c](#top) [d](../LICENSE) ![e](images/e.svg)\n<img src=\"images/f.svg\">"
+        source = ("[a](10_x.ipynb) [b](https://a.b/c) [c](#top) [d](../LICENSE) ![e](images/e.svg)\n"
+                  '<img src="images/f.svg">')
         text = self.readme(tmp_path, {"cell_type": "markdown", "source": source.splitlines(True)})
         assert "[a](nbs/10_x.ipynb) [b](https://a.b/c) [c](#top) [d](LICENSE) ![e](nbs/images/e.svg)" in text
         assert '<img src="nbs/images/f.svg">' in text
