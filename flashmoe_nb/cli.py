@@ -160,7 +160,7 @@ def run_command(args) -> int:
     console.print(_what_next(failed), markup=False)
     return 1 if failed else 0
 
-# %% ../nbs/07_command_line.ipynb #ba0d61a3
+# %% ../nbs/07_command_line.ipynb #c77b7373
 def _keep(root: Path, chosen: list[Path], archive: str | None):
     "Store the outputs of a run that went through: into an archive, or into `nbs/`."
     contents = {f"nbs/{p.name}": (root / RUN_FOLDER / p.name).read_text(encoding="utf-8") for p in chosen}
@@ -172,7 +172,7 @@ def _keep(root: Path, chosen: list[Path], archive: str | None):
 def _what_next(failed) -> str:
     lines = [f"{notebook_count(failed)} failed."] if failed else []
     return "\n".join(["", *lines, "Open next:", "  make lab    the notebooks, to read and to change (JupyterLab)",
-                      f"  {RUN_FOLDER}/       the executed copies of this run, also in JupyterLab",
+                      f"  {RUN_FOLDER}/       the executed copies of this run (jupyter lab {RUN_FOLDER})",
                       "  make docs   the site, with the outputs of a GPU run"])
 
 # %% ../nbs/07_command_line.ipynb #af8ce0af

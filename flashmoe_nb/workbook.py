@@ -223,7 +223,7 @@ def unload_ipython_extension(shell):
     shell.magics_manager.magics["cell"].pop("cuda")
     shell.events.unregister("pre_run_cell", magics.before_cell)
 
-# %% ../nbs/01_workbook.ipynb #d75a18bb
+# %% ../nbs/01_workbook.ipynb #501f32a2
 @dataclass(frozen=True)
 class Diff:
     "The unified difference of two texts, as a notebook shows it."
@@ -236,7 +236,8 @@ class Diff:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         tint = {"+": "rgba(47,158,110,0.18)", "-": "rgba(194,80,79,0.18)", "@": "rgba(128,128,128,0.18)"}
-        rows = "".join(f'<span style="display:block;background:{tint.get(line[:1], "none")}">{escape(line) or " "}</span>'
+        style = "display:block;background:"
+        rows = "".join(f'<span style="{style}{tint.get(line[:1], "none")}">{escape(line) or " "}</span>'
                        for line in self.lines)
         return {"text/plain": str(self),
                 "text/html": f'<div>{self.changed} lines changed</div><pre style="overflow-x:auto">{rows}</pre>'}
