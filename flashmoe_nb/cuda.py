@@ -6,10 +6,10 @@
 __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS', 'DTYPES', 'SCALARS', 'Architecture', 'target',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
-           'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'Parameter', 'parameter',
-           'bind', 'TensorMap', 'Kernel', 'compile', 'available_backend', 'device', 'architecture', 'emulation']
+           'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'TensorMap', 'Parameter',
+           'parameter', 'bind', 'Kernel', 'compile', 'available_backend', 'device', 'architecture', 'emulation']
 
-# %% ../nbs/00_cuda.ipynb #65988bf2
+# %% ../nbs/00_cuda.ipynb #a92df0dd
 import contextlib
 import contextvars
 import ctypes
@@ -24,7 +24,7 @@ import threading
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -95,7 +95,7 @@ class Registered:
 _overlay: dict[str, Registered] = {}
 _generation = 0     # grows with every change of the overlay, so that kernels know when to look again
 
-# %% ../nbs/00_cuda.ipynb #8f468011
+# %% ../nbs/00_cuda.ipynb #be8588fd
 def register(path: str, text: str, *, key: str, label: str, start: bool = False, architectures=DEFAULT_ARCHITECTURES,
              first_line: int = 1, notebook: str | None = None):
     """Put one cell's CUDA text into the overlay of `kernels/`.
@@ -103,7 +103,8 @@ def register(path: str, text: str, *, key: str, label: str, start: bool = False,
     `first_line`: the line of the cell on which the text begins, so that errors count as the cell's editor does;
     `notebook`: the name for the header, so that the text is to the byte what the tangler writes.
 
-    A key seen before replaces its own part and keeps the others; under another path it moves there. A new key starts the file (`start=True`) or
+    A key seen before replaces its own part and keeps the others; under another path it moves there. A new key
+    starts the file (`start=True`) or
     is appended to it; appending to a file that no cell has started raises `ValueError`."""
     global _generation
     for other in [p for p in _overlay if p != path]: _withdraw(other, key)
@@ -368,63 +369,6 @@ def resources(path: str, names, architectures=None, defines: dict | None = None)
     return [resources_of(compile_cubin(source, name, arch, defines), name, arch)
             for name in names for arch in architectures or source.architectures]
 
-# %% ../nbs/00_cuda.ipynb #1e7fee33
-DTYPES = {
-    "float": torch.float32, "double": torch.float64, "__nv_bfloat16": torch.bfloat16, "__half": torch.float16,
-    "int": torch.int32, "unsigned int": torch.int32, "long long": torch.int64, "unsigned long long": torch.int64,
-    "long": torch.int64, "unsigned long": torch.int64, "short": torch.int16, "signed char": torch.int8,
-    "unsigned char": torch.uint8, "bool": torch.bool, "__nv_fp8_e4m3": torch.float8_e4m3fn,
-}
-SCALARS = {"int": "i", "unsigned int": "I", "long long": "q", "unsigned long long": "Q", "long": "q",
-           "unsigned long": "Q", "float": "f", "double": "d", "bool": "?"}
-
-class Parameter(NamedTuple):
-    "One kernel parameter: its C++ type, how it is packed, and for a pointer the dtype it points to (`None`: any)."
-    type: str
-    format: str
-    dtype: torch.dtype | None
-
-def parameter(type_name: str) -> Parameter:
-    "Read one C++ parameter type. Raises `TypeError` for a type a kernel here may not have."
-    if type_name.endswith("*"):
-        pointee = type_name[:-1].replace("const", "").strip()
-        if pointee != "void" and pointee not in DTYPES:
-            raise TypeError(f"kernel parameter of type {type_name!r}: pointers go to {', '.join(DTYPES)} or void")
-        return Parameter(type_name, "P", DTYPES.get(pointee))
-    if type_name == "CUtensorMap_st":
-        return Parameter(type_name, "128s", None)
-    if type_name in SCALARS:
-        return Parameter(type_name, SCALARS[type_name], None)
-    raise TypeError(f"kernel parameter of type {type_name!r}: use a pointer, {', '.join(SCALARS)} or CUtensorMap")
-
-# %% ../nbs/00_cuda.ipynb #9f83a57d
-def _reject(kernel: str, i: int, expected: Parameter, value):
-    got = f"a {value.dtype} tensor" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.40}"
-    error = TypeError if not isinstance(value, torch.Tensor) or expected.format != "P" else ValueError
-    raise error(f"{kernel}: argument {i} is {got}, expected {expected.type}")
-
-def bind(signature: tuple[str, ...], args, kernel: str = "kernel") -> torch.device | None:
-    """Check launch arguments against a kernel's parameter types; returns the device of its tensors.
-
-    Raises `TypeError` for a wrong count or kind, `ValueError` for a wrong dtype or tensors on several devices."""
-    if len(args) != len(signature):
-        raise TypeError(f"{kernel} takes {len(signature)} arguments ({', '.join(signature)}), got {len(args)}")
-    device = None
-    for i, (expected, value) in enumerate(zip(map(parameter, signature), args, strict=True)):
-        tensor = value.tensor if isinstance(value, TensorMap) else value
-        if expected.format == "P":
-            if value is not None and not (isinstance(value, torch.Tensor) and expected.dtype in (None, value.dtype)):
-                _reject(kernel, i, expected, value)
-        elif (expected.format == "128s") != isinstance(value, TensorMap) or isinstance(value, torch.Tensor):
-            _reject(kernel, i, expected, value)
-        elif expected.format in "fd" and not isinstance(value, (int, float)) or expected.format in "iIqQ?" and not isinstance(value, int):
-            _reject(kernel, i, expected, value)
-        if isinstance(tensor, torch.Tensor):
-            if device is not None and tensor.device != device:
-                raise ValueError(f"{kernel}: argument {i} is on {tensor.device}, the arguments before it are on {device}")
-            device = tensor.device
-    return device
-
 # %% ../nbs/00_cuda.ipynb #805f6626
 _MAP_TYPES = {torch.uint8: 0, torch.int32: 3, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 8,
               torch.bfloat16: 9, torch.float8_e4m3fn: 0}     # CUtensorMapDataType; e4m3 travels as bytes
@@ -486,6 +430,63 @@ def _encode_tensor_map(address, shape, strides, dtype, box, swizzle) -> bytes:
     if status != 0:
         raise RuntimeError(f"cuTensorMapEncodeTiled failed with CUresult {status}")
     return ctypes.string_at(aligned, 128)
+
+# %% ../nbs/00_cuda.ipynb #1e7fee33
+DTYPES = {
+    "float": torch.float32, "double": torch.float64, "__nv_bfloat16": torch.bfloat16, "__half": torch.float16,
+    "int": torch.int32, "unsigned int": torch.int32, "long long": torch.int64, "unsigned long long": torch.int64,
+    "long": torch.int64, "unsigned long": torch.int64, "short": torch.int16, "signed char": torch.int8,
+    "unsigned char": torch.uint8, "bool": torch.bool, "__nv_fp8_e4m3": torch.float8_e4m3fn,
+}
+SCALARS = {"int": "i", "unsigned int": "I", "long long": "q", "unsigned long long": "Q", "long": "q",
+           "unsigned long": "Q", "float": "f", "double": "d", "bool": "?"}
+
+class Parameter(NamedTuple):
+    "One kernel parameter: its C++ type, how it is packed, and for a pointer the dtype it points to (`None`: any)."
+    type: str
+    format: str
+    dtype: torch.dtype | None
+
+def parameter(type_name: str) -> Parameter:
+    "Read one C++ parameter type. Raises `TypeError` for a type a kernel here may not have."
+    if type_name.endswith("*"):
+        pointee = type_name[:-1].replace("const", "").strip()
+        if pointee != "void" and pointee not in DTYPES:
+            raise TypeError(f"kernel parameter of type {type_name!r}: pointers go to {', '.join(DTYPES)} or void")
+        return Parameter(type_name, "P", DTYPES.get(pointee))
+    if type_name == "CUtensorMap_st":
+        return Parameter(type_name, "128s", None)
+    if type_name in SCALARS:
+        return Parameter(type_name, SCALARS[type_name], None)
+    raise TypeError(f"kernel parameter of type {type_name!r}: use a pointer, {', '.join(SCALARS)} or CUtensorMap")
+
+# %% ../nbs/00_cuda.ipynb #4feb3adf
+def _reject(kernel: str, i: int, expected: Parameter, value):
+    got = f"a {value.dtype} tensor" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.40}"
+    error = TypeError if not isinstance(value, torch.Tensor) or expected.format != "P" else ValueError
+    raise error(f"{kernel}: argument {i} is {got}, expected {expected.type}")
+
+_ACCEPTED = {"128s": TensorMap, "f": (int, float), "d": (int, float), **dict.fromkeys("iIqQ?", int)}
+
+def bind(signature: tuple[str, ...], args, kernel: str = "kernel") -> torch.device | None:
+    """Check launch arguments against a kernel's parameter types; returns the device of its tensors.
+
+    Raises `TypeError` for a wrong count or kind, `ValueError` for a wrong dtype or tensors on several devices."""
+    if len(args) != len(signature):
+        raise TypeError(f"{kernel} takes {len(signature)} arguments ({', '.join(signature)}), got {len(args)}")
+    device = None
+    for i, (expected, value) in enumerate(zip(map(parameter, signature), args, strict=True)):
+        tensor = value.tensor if isinstance(value, TensorMap) else value
+        if expected.format == "P":
+            if value is not None and not (isinstance(value, torch.Tensor) and expected.dtype in (None, value.dtype)):
+                _reject(kernel, i, expected, value)
+        elif not isinstance(value, _ACCEPTED[expected.format]):
+            _reject(kernel, i, expected, value)
+        if isinstance(tensor, torch.Tensor):
+            if device is not None and tensor.device != device:
+                raise ValueError(f"{kernel}: argument {i} is on {tensor.device}, the arguments before it are on {device}")
+            device = tensor.device
+    return device
 
 # %% ../nbs/00_cuda.ipynb #ea21e077
 def _layout(parameters) -> tuple[str, list[int]]:
@@ -553,7 +554,7 @@ def _values(launcher: _Launcher, args) -> list | None:
             return None
     return values
 
-# %% ../nbs/00_cuda.ipynb #c8737740
+# %% ../nbs/00_cuda.ipynb #72ba7787
 def _extent(kernel: str, what: str, value, limits) -> tuple[int, int, int]:
     "A grid or block as three numbers, each within its limit."
     value = (value,) if isinstance(value, int) else tuple(value)
@@ -568,7 +569,8 @@ def _check_shape(kernel: str, grid, block, smem: int, architecture: Architecture
     if block[0] * block[1] * block[2] > 1024:
         raise ValueError(f"{kernel}: block {block} has more than 1024 threads")
     if not 0 <= smem <= architecture.shared_per_block:
-        raise ValueError(f"{kernel}: {smem} bytes of dynamic shared memory; {architecture.name} allows {architecture.shared_per_block} a block")
+        raise ValueError(f"{kernel}: {smem} bytes of dynamic shared memory; "
+                         f"{architecture.name} allows {architecture.shared_per_block} a block")
     return (*grid, *block, smem)
 
 # %% ../nbs/00_cuda.ipynb #f700a883
@@ -602,7 +604,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #c3b6059c
+# %% ../nbs/00_cuda.ipynb #4944af5b
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -640,7 +642,7 @@ class Kernel:
         device = _device_of(args)
         backend = backend or self.backend or ("cuda" if device >= 0 else "emulator")
         if backend == "emulator":
-            options = {**_emulation.get(), **options}
+            options = {**_emulation.get({}), **options}
             built = self._built(tuple(options.get("check", ())))
             bind(built.signature, args, self.name)
             return built.launch(grid, block, args, smem, **options)
@@ -705,12 +707,12 @@ def _architecture(capability: tuple[int, int]) -> Architecture:
     known = ARCHITECTURES.get(name + "a") or ARCHITECTURES.get(name)
     return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)    # unknown: the smallest limits
 
-# %% ../nbs/00_cuda.ipynb #577ade1d
-_emulation: contextvars.ContextVar[dict] = contextvars.ContextVar("emulation", default={})
+# %% ../nbs/00_cuda.ipynb #458b9366
+_emulation: contextvars.ContextVar[dict] = contextvars.ContextVar("emulation")
 
 @contextlib.contextmanager
 def emulation(**options):
     "Options for every launch on the emulator inside the block: `check`, `schedule`, `seed`, `workers`, `chip` (notebook 06)."
-    token = _emulation.set({**_emulation.get(), **options})
+    token = _emulation.set({**_emulation.get({}), **options})
     try: yield
     finally: _emulation.reset(token)

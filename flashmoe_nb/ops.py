@@ -28,14 +28,15 @@ def _attention_cuda(q, k, v, causal, softmax_scale, return_lse):
 def _attention_meta(q, k, v, causal, softmax_scale, return_lse):
     return torch.empty_like(q), q.new_empty(q.shape[:3] if return_lse else 0, dtype=torch.float32)
 
-# %% ../nbs/78_ops.ipynb #54f1498b
+# %% ../nbs/78_ops.ipynb #138ae550
 def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool):
     "Checked q, k, v `[batch, num_heads, seqlen, head_dim]` → out and lse (empty unless asked for)."
     if q.device.type == "cpu":
         out, lse = reference.attention(q, k, v, causal=causal, softmax_scale=softmax_scale, return_lse=True)
         return out.to(q.dtype), lse.float()
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise NotImplementedError("attention on CUDA tensors has no backward yet: call it under torch.no_grad(), or on CPU tensors")
+        raise NotImplementedError("attention on CUDA tensors has no backward yet: "
+                                  "call it under torch.no_grad(), or on CPU tensors")
     return torch.ops.flashmoe_nb.attention_forward(q, k, v, causal, softmax_scale, return_lse)
 
 # %% ../nbs/78_ops.ipynb #ed989c4e

@@ -24,7 +24,11 @@ def dispatched() -> list[tuple[str, str]]:
 
 
 INSTANCES = dispatched()
-KERNEL_FILES = [p.relative_to(cuda.KERNELS).as_posix() for f in ("attention", "moe") for p in sorted((cuda.KERNELS / f).glob("*.cu"))]
+KERNEL_FILES = [
+    p.relative_to(cuda.KERNELS).as_posix()
+    for f in ("attention", "moe")
+    for p in sorted((cuda.KERNELS / f).glob("*.cu"))
+]
 
 
 @pytest.mark.parametrize("path, name", INSTANCES, ids=[f"{p.split('/')[1]}:{n}" for p, n in INSTANCES])
@@ -40,11 +44,15 @@ def test_every_kernel_file_is_dispatched(path):
 
 def test_the_log_is_a_gate():
     "A spilling kernel must be seen as one: otherwise the test above cannot fail."
-    text = "__global__ void __launch_bounds__(1024, 2) spilling_kernel(float* x) { float r[64];" \
-           "for (int i = 0; i < 64; ++i) r[i] = x[i * 1024 + threadIdx.x]; __syncthreads();" \
-           "for (int i = 0; i < 64; ++i) x[i * 1024 + threadIdx.x] = r[63 - i] * r[i]; }"
+    text = (
+        "__global__ void __launch_bounds__(1024, 2) spilling_kernel(float* x) { float r[64];"
+        "for (int i = 0; i < 64; ++i) r[i] = x[i * 1024 + threadIdx.x]; __syncthreads();"
+        "for (int i = 0; i < 64; ++i) x[i * 1024 + threadIdx.x] = r[63 - i] * r[i]; }"
+    )
     cuda.register("scratch/spilling.cu", text, key="test", label="test", start=True)
-    assert all(r.spill_stores > 0 for r in cuda.resources("scratch/spilling.cu", ["spilling_kernel"], ["sm_80", "sm_90a"]))
+    assert all(
+        r.spill_stores > 0 for r in cuda.resources("scratch/spilling.cu", ["spilling_kernel"], ["sm_80", "sm_90a"])
+    )
     cuda.unregister("scratch/spilling.cu")
 
 

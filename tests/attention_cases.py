@@ -1,0 +1,71 @@
+"""The attention steps and the inputs their tests share. A step is a module of flashmoe_nb.attention with a function of its name."""
+
+import hashlib
+import importlib
+import math
+import pkgutil
+
+import torch
+
+import flashmoe_nb.attention
+from flashmoe_nb.attention import tiling
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def steps() -> dict:
+    found = {}
+    for info in pkgutil.iter_modules(flashmoe_nb.attention.__path__):
+        module = importlib.import_module(f"flashmoe_nb.attention.{info.name}")
+        if hasattr(module, "instances"):
+            found[info.name] = getattr(module, info.name)
+    return found
+
+
+STEPS = steps()
+
+
+def poisoned_outputs(monkeypatch):
+    "Fill every output with NaN before the kernel runs, so that an element it does not write is seen."
+    allocate = tiling.new_outputs
+
+    def poisoned(q, return_lse):
+        outputs = allocate(q, return_lse)
+        for x in outputs:
+            if x is not None:
+                x.fill_(math.nan)
+        return outputs
+
+    monkeypatch.setattr(tiling, "new_outputs", poisoned)
+
+
+EXACT_SCALE = math.log(2)  # scores become powers of two, without a rounding
+EXACT_CASES = [
+    # batch, num_heads, num_heads_k, seqlen_q, seqlen_k, head_dim, causal
+    (1, 2, 2, 64, 64, 64, False),
+    (1, 2, 1, 70, 130, 64, True),
+    (2, 2, 2, 33, 96, 80, True),
+    (1, 1, 1, 40, 40, 128, False),
+    (1, 1, 1, 37, 65, 256, True),
+]
+
+
+def exact_inputs(case, dtype, device):
+    """Inputs for which every sum in the kernel is exact: four dimensions of q and k hold -1, 0 or 1, so that scores are
+    integers from -4 to 4 and weights powers of two; v holds small integers. Then any correct order gives the same bits."""
+    batch, heads, heads_k, seqlen_q, seqlen_k, head_dim, _ = case
+    generator = torch.Generator().manual_seed(hash(case) % 2**31)
+    q, k = torch.zeros(batch, heads, seqlen_q, head_dim), torch.zeros(batch, heads_k, seqlen_k, head_dim)
+    for x in (q, k):
+        x[..., 3:7] = torch.randint(-1, 2, x[..., 3:7].shape, generator=generator).float()
+    v = torch.randint(-4, 5, (batch, heads_k, seqlen_k, head_dim), generator=generator).float()
+    return [x.to(device, dtype) for x in (q, k, v)]
+
+
+def digest(x: torch.Tensor) -> str:
+    "A hash of a tensor's bits."
+    return hashlib.sha256(x.contiguous().cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def case_name(step: str, dtype: str, case) -> str:
+    return f"{step}-{dtype}-" + "x".join(str(int(n)) for n in case)

@@ -1,0 +1,229 @@
+"""Attention on a GPU: right at every size, at any stride, from run to run, under streams and graphs. `make gpu-test`."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attention_cases import DTYPES, EXACT_CASES, EXACT_SCALE, STEPS, case_name, digest, exact_inputs, poisoned_outputs
+
+from flashmoe_nb import cuda, emulator, flash_attention_science, flash_attn_func, reference
+
+pytestmark = pytest.mark.gpu
+RECORDED = Path(__file__).parent / "recorded" / "attention_exact.json"
+each_step = pytest.mark.parametrize("step", STEPS)
+HEAD_DIMS = (32, 64, 80, 96, 128, 256)
+SEQLENS = (1, 7, 64, 127, 128, 129, 512, 1000, 2048)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch):
+    poisoned_outputs(monkeypatch)
+
+
+def strided(x, kind: str):
+    "The same values, laid out differently."
+    if kind == "sequence first":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if kind == "misaligned":
+        wide = torch.empty(*x.shape[:3], x.shape[3] + 1, dtype=x.dtype, device=x.device)[..., 1:]
+        return wide.copy_(x)
+    return x
+
+
+@each_step
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_matrix(step, dtype, causal, head_dim):
+    "Every length, with as many keys, with more and with fewer, in three layouts, two query heads to a head of keys."
+    for i, seqlen in enumerate(SEQLENS):
+        for j, seqlen_k in enumerate((seqlen, seqlen + 37, max(1, seqlen - 13))):
+            q, k, v = reference.attention_inputs(
+                2,
+                4,
+                seqlen,
+                head_dim,
+                seqlen_k=seqlen_k,
+                num_heads_k=2,
+                dtype=DTYPES[dtype],
+                device="cuda",
+                seed=1000 * i + j,
+            )
+            kind = ("contiguous", "sequence first", "misaligned")[(i + j) % 3]
+            out, lse = STEPS[step](*(strided(x, kind) for x in (q, k, v)), causal=causal, return_lse=True)
+            reference.check_attention(out, q, k, v, lse=lse, causal=causal, name=f"{step}, {kind}")
+
+
+@each_step
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_agrees_with_the_emulator(step, dtype):
+    q, k, v = reference.attention_inputs(1, 2, 130, 64, seqlen_k=200, dtype=DTYPES[dtype], device="cpu")
+    on_cpu, cpu_lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    on_gpu, gpu_lse = STEPS[step](q.cuda(), k.cuda(), v.cuda(), causal=True, return_lse=True)
+    limit = reference.check_attention(on_cpu, q, k, v, lse=cpu_lse, causal=True).tolerance
+    assert (on_gpu.cpu().double() - on_cpu.double()).abs().max() <= limit
+    torch.testing.assert_close(gpu_lse.cpu(), cpu_lse, atol=1e-5, rtol=1e-5)
+
+
+def test_bits_of_exact_sums():
+    "The GPU gives the recorded bits, which the emulator's tests replay. RECORD=1 writes them."
+    digests = {}
+    for step, function in STEPS.items():
+        for dtype, torch_dtype in DTYPES.items():
+            for case in EXACT_CASES:
+                q, k, v = exact_inputs(case, torch_dtype, "cuda")
+                digests[case_name(step, dtype, case)] = digest(
+                    function(q, k, v, causal=case[-1], softmax_scale=EXACT_SCALE)
+                )
+    if os.environ.get("RECORD"):
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "digests": digests}, indent=1) + "\n")
+    assert json.loads(RECORDED.read_text())["digests"] == digests
+
+
+@each_step
+def test_bit_equal_from_run_to_run(step):
+    q, k, v = reference.attention_inputs(2, 4, 500, 64, device="cuda")
+    first, first_lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    for _ in range(200):
+        out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+        assert torch.equal(out, first) and torch.equal(lse, first_lse)
+
+
+@each_step
+def test_streams_and_graphs(step):
+    q, k, v = reference.attention_inputs(1, 4, 300, 64, device="cuda")
+    expected = STEPS[step](q, k, v)
+    outs, streams = [], [torch.cuda.Stream() for _ in range(4)]
+    for stream in streams * 5:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            outs.append(STEPS[step](q, k, v))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, expected) for out in outs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = STEPS[step](q, k, v)
+    fresh = reference.attention_inputs(1, 4, 300, 64, device="cuda", seed=5)
+    for x, y in zip((q, k, v), fresh, strict=True):
+        x.copy_(y)
+    graph.replay()
+    assert torch.equal(captured, STEPS[step](*fresh))
+
+
+@each_step
+def test_more_than_two_to_the_31_elements(step):
+    "Offsets beyond 32 bits: a batch whose last entries lie beyond 2^31 elements."
+    batch, heads, seqlen, head_dim = 66_000 // 2, 4, 128, 128
+    q, k, v = (torch.randn(batch, heads, seqlen, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    assert q.numel() > 2**31
+    out = STEPS[step](q, k, v)
+    for entry in (0, batch - 1):
+        one = slice(entry, entry + 1)
+        reference.check_attention(out[one], q[one], k[one], v[one], name=step)
+
+
+@each_step
+def test_not_finite(step):
+    q, k, v = reference.attention_inputs(2, 2, 150, 64, device="cuda")
+    clean = STEPS[step](q, k, v)
+    for value in (math.nan, math.inf, -math.inf):
+        spoiled = q.clone()
+        spoiled[1, 1, 77, 3] = value
+        same = STEPS[step](spoiled, k, v) == clean
+        same[1, 1, 77] = True
+        assert same.all()
+        spoiled = k.clone()
+        spoiled[1, 1, 77, 3] = value
+        assert (STEPS[step](q, spoiled, v) == clean)[0].all()
+    q, k, v = reference.attention_inputs(1, 2, 70, 64, seqlen_k=3, device="cuda")
+    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    assert (out[:, :, :67] == 0).all() and (lse[:, :, :67] == -math.inf).all()
+
+
+def test_wrong_input_leaves_the_context_usable():
+    q, k, v = reference.attention_inputs(1, 2, 40, 64, device="cuda")
+    expected = flash_attention_science(q, k, v)
+    for bad, error in (
+        ((q, k.cpu(), v), ValueError),
+        ((q.float(), k, v), ValueError),
+        ((q, k[:, :, :0], v), ValueError),
+        ((q[..., :60], k[..., :60], v[..., :60]), ValueError),
+        ((q, None, v), TypeError),
+    ):
+        with pytest.raises(error):
+            flash_attention_science(*bad)
+    kernel = cuda.compile(
+        "attention/20_online_softmax.cu", "attention_online_kernel<Config<__nv_bfloat16, 64, 64, 64>>"
+    )
+    for launch in (
+        dict(grid=(1, 70000), block=128, args=[]),
+        dict(grid=1, block=2048, args=[]),
+        dict(grid=0, block=128, args=[]),
+        dict(grid=1, block=128, args=[q]),
+        dict(grid=1, block=128, args=[q], smem=300_000),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            kernel.launch(launch["grid"], launch["block"], launch["args"] or [q], launch.get("smem", 0))
+    with pytest.raises(NotImplementedError, match="backward"):
+        flash_attention_science(q.requires_grad_(), k, v)
+    assert torch.equal(flash_attention_science(q.detach(), k, v), expected)
+
+
+def test_no_borrowed_speed():
+    "Every GPU kernel that a public operation or a step launches stands in kernels/."
+    own = set()
+    for file in (cuda.KERNELS / "attention", cuda.KERNELS / "moe"):
+        for path in file.glob("*.cu"):
+            own |= {word.split("(")[0] for word in path.read_text().split() if word.split("(")[0].endswith("_kernel")}
+    q, k, v = reference.attention_inputs(1, 4, 300, 64, num_heads_k=2, device="cuda")
+    calls = [lambda f=f: f(q, k, v, causal=True) for f in (*STEPS.values(), flash_attention_science)]
+    calls.append(lambda: flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True))
+    for call in calls:
+        call()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        launched = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        foreign = [
+            n for n in launched if not any(name in n for name in own) and "FillFunctor" not in n and "Memset" not in n
+        ]
+        assert launched and not foreign, foreign
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
+def test_sanitizer(tool):
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if not sanitizer:
+        pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    script = Path(__file__).with_name("sanitized.py")
+    run = subprocess.run(
+        [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            "--kernel-name",
+            "kernel_substring=attention",
+            sys.executable,
+            str(script),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0 and "0 errors" in run.stdout + run.stderr, (run.stdout + run.stderr)[-3000:]
+    assert "every step ran" in run.stdout
+
+
+def test_emulator_is_there():
+    "The comparisons above need a C++ compiler on the GPU machine too."
+    assert emulator.find_compiler()
