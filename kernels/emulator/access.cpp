@@ -1,0 +1,112 @@
+// Judging accesses: those an instruction body reports, those of instrumented code, and those that faulted.
+#include "access.h"
+#include "grid.h"
+#include "memory.h"
+#include "module.h"
+#include <signal.h>
+
+namespace emu {
+
+static const char* verb(Access kind) { return kind == Access::read ? "reads" : kind == Access::write ? "writes" : "updates"; }
+
+// "4 bytes past the end of", "at byte 12 of", "8 bytes before"
+static std::string position(const char* p, const char* begin, const char* end) {
+    if (p < begin) return std::to_string(begin - p) + " bytes before";
+    if (p < end) return "at byte " + std::to_string(p - begin) + " of";
+    return p == end ? "right behind" : std::to_string(p - end) + " bytes past the end of";
+}
+
+static std::string describe_shared(const SharedMemory& shared, const void* p) {
+    const SharedMemory::Object* object = shared.nearest(p);
+    if (!object) return "shared memory, of which this kernel has none";
+    std::string what = object->name ? "the shared array '" + std::string(object->name) + "'" : "the dynamic shared memory";
+    return position(static_cast<const char*>(p), object->begin, object->end) + ' ' + what + " (" +
+           std::to_string(object->end - object->begin) + " bytes)";
+}
+
+static std::string describe_global(const Arguments& arguments, const void* p) {
+    const Arguments::Extent* e = arguments.nearest(p);
+    return position(static_cast<const char*>(p), e->begin, e->end) + " argument " + std::to_string(e->argument) + " (" +
+           std::to_string(e->end - e->begin) + " bytes)";
+}
+
+std::string describe_address(const void* p) {
+    const Worker& w = *worker;
+    const Arguments& arguments = *w.grid.spec.arguments;
+    if (reinterpret_cast<uintptr_t>(p) < 4096) return "at the null pointer";
+    if (w.block.shared.contains(p) || w.block.shared.guards(p)) return describe_shared(w.block.shared, p);
+    if (arguments.near(p)) return describe_global(arguments, p);
+    if (w.stacks.contains(p)) return "in the local memory of thread " + std::to_string(w.stacks.owner(p));
+    char text[64];
+    snprintf(text, sizeof text, "at %p, which belongs to no argument", p);
+    return text;
+}
+
+[[noreturn]] static void out_of_bounds(const void* p, size_t bytes, Access kind, Site site) {
+    fail("OutOfBounds", site, "%s %zu bytes %s", verb(kind), bytes, describe_address(p).c_str());
+}
+
+static void check_shared(SharedMemory& shared, const void* p, size_t bytes, Access kind, Site site) {
+    const unsigned checks = worker->grid.spec.checks;
+    const SharedMemory::Object* object = shared.object(p);
+    if (!object || static_cast<const char*>(p) + bytes > object->end) out_of_bounds(p, bytes, kind, site);
+    if (!(checks & check_init)) return;
+    if (kind != Access::write && !shared.was_written(p, bytes))
+        fail("UninitialisedShared", site, "reads %zu bytes %s that no thread has written", bytes, describe_shared(shared, p).c_str());
+    if (kind != Access::read) shared.mark_written(p, bytes);
+}
+
+static void check_global(const Worker& w, const void* p, size_t bytes, Access kind, Site site) {
+    const Arguments::Extent* extent = w.grid.spec.arguments->find(p, bytes);
+    if (extent && (extent->writable || kind == Access::read)) return;
+    if (extent) fail("OutOfBounds", site, "%s %zu bytes %s, which is const", verb(kind), bytes, describe_address(p).c_str());
+    if (w.grid.spec.module->contains(p)) return;                     // constants and __device__ variables
+    out_of_bounds(p, bytes, kind, site);
+}
+
+void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
+    Worker& w = *worker;
+    ++w.block.counters.accesses;
+    if (w.block.shared.contains(address)) return check_shared(w.block.shared, address, bytes, kind, site);
+    if (!w.action && w.stacks.contains(address) && w.stacks.owner(address) == int(w.current->index)) return;
+    check_global(w, address, bytes, kind, site);
+}
+
+void instrumented_access(const void* address, size_t bytes, Access kind, Site site) {
+    Worker* w = worker;
+    if (!w || !w->current) return;
+    if (w->stacks.contains(address) && w->stacks.owner(address) == int(w->current->index)) return;    // local memory
+    const char* p = static_cast<const char*>(address);
+    if (p >= reinterpret_cast<char*>(w->block.fibers.data()) && p < reinterpret_cast<char*>(w->block.fibers.data() + w->block.threads))
+        return;                                                      // threadIdx and its kin
+    if (w->block.shared.contains(p)) {
+        ++w->block.counters.accesses;
+        check_shared(w->block.shared, p, bytes, kind, site);
+    } else if (w->grid.spec.checks & check_memory) {
+        ++w->block.counters.accesses;
+        check_global(*w, p, bytes, kind, site);
+    }
+}
+
+void misaligned_access(const void* address, size_t alignment, const char* type, Site site) {
+    fail("MisalignedAccess", site, "accesses %s %s, an address that is no multiple of %zu", type, describe_address(address).c_str(), alignment);
+}
+
+void report_fault(Worker& w) {
+    const Worker::Fault& f = w.fault;
+    const Site site = f.pc + 1;                                      // sites are addresses behind an instruction
+    const char* does = f.write ? "writes" : "reads";
+    const Arguments::Extent* extent = w.grid.spec.arguments->find(f.address, 1);
+    if (f.signal == SIGFPE)
+        note("DivisionByZero", site, "integer division by zero, whose result is undefined on a GPU");
+    else if (f.signal == SIGILL)
+        note("KernelFault", site, "reached code that cannot be reached without undefined behaviour");
+    else if (w.stacks.in_guard(f.address))
+        note("StackOverflow", site, "the local memory of a thread exceeds %zu KiB", Stacks::stack_bytes >> 10);
+    else if (extent && f.write && !extent->writable)
+        note("OutOfBounds", site, "writes %s, which is const", describe_address(f.address).c_str());
+    else
+        note("OutOfBounds", site, "%s %s", does, f.address ? describe_address(f.address).c_str() : "at an address that cannot exist");
+}
+
+}  // namespace emu

@@ -1,0 +1,10 @@
+// How instrumented code and signal handlers hand accesses over.
+#pragma once
+#include "runtime.h"
+
+namespace emu {
+
+void instrumented_access(const void* address, size_t bytes, Access kind, Site site);
+[[noreturn]] void misaligned_access(const void* address, size_t alignment, const char* type, Site site);
+
+}  // namespace emu

@@ -1,0 +1,59 @@
+// Included before every kernel: what nvcc gives a .cu file without an #include.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include "abi.h"
+#include "../shared_layout.h"
+
+#define FLASHMOE_EMULATOR 1
+#define __CUDA_ARCH__ FLASHMOE_ARCH                   // FLASHMOE_ARCH: 900 for sm_90a
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static
+#define __managed__
+#define __shared__ thread_local                       // an OS thread runs one block at a time; implies static in a function
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __align__(n) __attribute__((aligned(n)))
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __maxnreg__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
+
+// `extern __shared__ __align__(1024) unsigned char smem_raw[];` of a kernel repeats this declaration.
+EMU_EXTERN_STORAGE unsigned char smem_raw[];
+
+#define threadIdx (emu::thread()->thread_idx)
+#define blockIdx (emu::thread()->block_idx)
+#define blockDim (emu::thread()->block_dim)
+#define gridDim (emu::thread()->grid_dim)
+static constexpr int warpSize = 32;
+
+#define EMU_DEVICE static __forceinline__
+
+#include "device_sync.h"
+#include "device_math.h"
+
+// Name demangled by flashmoe_nb.cuda and compared with what NVRTC says.
+#include <typeinfo>
+#include <type_traits>
+#include <utility>
+
+namespace emu {
+template <class... A, size_t... I>
+__attribute__((no_sanitize("thread", "alignment"))) static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
+}
+template <class... A> __attribute__((no_sanitize("thread", "alignment"))) static void call(void (*kernel)(A...), void** values) {
+    call(kernel, values, std::index_sequence_for<A...>{});
+}
+}  // namespace emu
+
+// What Python finds in the library of one kernel instance.
+#define EMU_ENTRY(...)                                                                                                        \
+    extern "C" EMU_API void emu_entry(void** values) { emu::call(&__VA_ARGS__, values); }                                     \
+    extern "C" EMU_API const char* emu_signature() { return typeid(decltype(&__VA_ARGS__)).name(); }

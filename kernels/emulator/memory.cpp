@@ -1,0 +1,92 @@
+#include "memory.h"
+#include "grid.h"
+#include "module.h"
+#include <sys/mman.h>
+#include <unistd.h>
+#include <cstring>
+#include <new>
+
+namespace emu {
+
+Arguments::Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents)
+    : spans_(std::move(spans)) {
+    for (const MappingSpec& spec : mappings) map(spec);
+    for (const ExtentSpec& e : extents) {
+        char* begin = reinterpret_cast<char*>(mappings_[e.mapping].begin + (e.host - mappings_[e.mapping].host_begin));
+        extents_.push_back({begin, begin + e.bytes, e.argument, e.writable != 0});
+    }
+    copy_in();
+    protect();
+}
+
+Arguments::~Arguments() {
+    for (const Mapping& m : mappings_) munmap(m.memory, m.bytes);
+}
+
+// The end lies as close to the guard behind it as a beginning at a multiple of 256, what cudaMalloc gives, allows. Where the
+// tensor itself starts at an odd place of its storage, it keeps that.
+void Arguments::map(const MappingSpec& spec) {
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
+    size_t offset = spec.host_begin % 256, bytes = size_t(spec.host_end - spec.host_begin);
+    size_t usable = (bytes + offset + 255 + page - 1) / page * page;
+    Mapping m{};
+    m.bytes = guard_bytes + usable + guard_bytes;
+    void* memory = mmap(nullptr, m.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    m.memory = static_cast<char*>(memory);
+    m.host_begin = spec.host_begin;
+    uint64_t end = reinterpret_cast<uint64_t>(m.memory) + guard_bytes + usable;
+    m.begin = (end - bytes - offset) / 256 * 256 + offset;
+    mprotect(m.memory + guard_bytes, usable, PROT_READ | PROT_WRITE);
+    mappings_.push_back(m);
+}
+
+void Arguments::copy_in() {
+    for (const SpanSpec& s : spans_) {
+        Mapping& m = mappings_[s.mapping];
+        m.writable |= s.writable != 0;
+        std::memcpy(reinterpret_cast<void*>(m.begin + (s.host - m.host_begin)), reinterpret_cast<const void*>(s.host), s.bytes);
+    }
+}
+
+// A tensor behind a pointer to const is not for writing.
+void Arguments::protect() const {
+    for (const Mapping& m : mappings_)
+        if (!m.writable) mprotect(m.memory + guard_bytes, m.bytes - 2 * guard_bytes, PROT_READ);
+}
+
+void Arguments::write_back() const {
+    for (const SpanSpec& s : spans_)
+        if (s.writable) {
+            const Mapping& m = mappings_[s.mapping];
+            std::memcpy(reinterpret_cast<void*>(s.host), reinterpret_cast<const void*>(m.begin + (s.host - m.host_begin)), s.bytes);
+        }
+}
+
+const Arguments::Extent* Arguments::find(const void* address, size_t bytes) const {
+    const Extent* found = nullptr;
+    const char* p = static_cast<const char*>(address);
+    for (const Extent& e : extents_)
+        if (p >= e.begin && p + bytes <= e.end && (!found || e.writable)) found = &e;
+    return found;
+}
+
+static size_t distance(const char* p, const Arguments::Extent& e) {
+    return p < e.begin ? size_t(e.begin - p) : p >= e.end ? size_t(p - e.end) : 0;
+}
+
+const Arguments::Extent* Arguments::nearest(const void* address) const {
+    const Extent* best = nullptr;
+    const char* p = static_cast<const char*>(address);
+    for (const Extent& e : extents_)
+        if (!best || distance(p, e) < distance(p, *best)) best = &e;
+    return best;
+}
+
+bool Arguments::near(const void* address) const {
+    for (const Mapping& m : mappings_)
+        if (address >= m.memory && address < m.memory + m.bytes) return true;
+    return false;
+}
+
+}  // namespace emu

@@ -1,0 +1,54 @@
+// Global memory: the launch's tensors, copied between guard areas, so that running over an end faults.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+// The three tables Python passes; the layouts are known to flashmoe_nb/emulator.py. Tensors that share a storage share a
+// mapping, so that aliases stay aliases. A mapping keeps the distances between its spans; only spans are copied.
+struct MappingSpec { uint64_t host_begin, host_end, address; };                          // address: filled in
+struct SpanSpec { uint64_t host, bytes; uint32_t mapping, writable; };                   // disjoint
+struct ExtentSpec { uint64_t host, bytes; uint32_t mapping, argument, writable, pad; };  // one argument's bytes
+
+class Arguments {
+public:
+    static constexpr size_t guard_bytes = 1 << 20;
+
+    Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents);
+    ~Arguments();
+    Arguments(const Arguments&) = delete;
+
+    uint64_t address(size_t mapping) const { return mappings_[mapping].begin; }
+    void write_back() const;                                     // what kernels may write goes back to the tensors
+
+    // The bytes of one argument. Not the same as a mapping, which may hold several arguments and gaps.
+    struct Extent {
+        char* begin;
+        char* end;
+        unsigned argument;
+        bool writable;
+    };
+    const Extent* find(const void* address, size_t bytes) const; // the extent that holds all bytes; prefers a writable one
+    const Extent* nearest(const void* address) const;
+    bool near(const void* address) const;                        // in a mapping or in its guards
+
+private:
+    struct Mapping {
+        uint64_t begin, host_begin;                              // where the spans' origin is, here and in the tensor
+        char* memory;
+        size_t bytes;
+        bool writable = false;
+    };
+    void map(const MappingSpec& spec);
+    void copy_in();
+    void protect() const;
+
+    std::vector<Mapping> mappings_;
+    std::vector<SpanSpec> spans_;
+    std::vector<Extent> extents_;
+};
+
+}  // namespace emu

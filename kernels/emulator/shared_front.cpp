@@ -1,0 +1,7 @@
+// Linked in front of every kernel: a page the runtime protects, so that running off the front of the statically
+// declared shared arrays faults. Shared memory is thread-local storage: one OS thread runs one block at a time.
+#include "shared_layout.h"
+
+namespace emu {
+alignas(page_bytes) __attribute__((used, visibility("hidden"))) thread_local unsigned char front_guard[page_bytes];
+}
