@@ -27,8 +27,6 @@ myst_heading_anchors = 3
 # A traceback may quote anything, so that not every one can be highlighted as one.
 suppress_warnings = ["mystnb.unknown_mime_type", "misc.highlighting_failure"]
 
-# Docstrings may write `code` with single backticks, as Markdown does.
-default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
@@ -51,7 +49,8 @@ mathjax_path = "vendor/mathjax/tex-svg.js"
 mathjax3_config = {"options": {"enableMenu": False, "enableAssistiveMml": True}}
 
 html_context = {"repository": settings["git_url"], "default_mode": "auto"}
-html_sidebars = {"**": ["sidebar-nav-bs"], **dict.fromkeys(["index", "benchmarks", "report", "contributing", "search"], [])}
+alone = ["index", "benchmarks", "report", "contributing", "search"]
+html_sidebars = {"**": ["sidebar-nav-bs"], **dict.fromkeys(alone, [])}
 html_theme_options = {
     "logo": {"image_light": "_static/logo.svg", "image_dark": "_static/logo.svg", "text": project},
     "icon_links": [{"name": "Source", "url": settings["git_url"], "icon": "fa-brands fa-github"}],

@@ -1,7 +1,7 @@
 """Directives that show measured numbers, read from `nbs/results/*.json` when the site is built.
 
-Each is a function from results to Markdown, and a directive that parses what the function returns. A number that has
-not been measured is said to be missing, never filled in.
+Each is a function from results to Markdown, and a directive that parses what the function returns. What has not been
+measured is said to be missing, never filled in.
 """
 
 import json
@@ -11,9 +11,11 @@ import pages
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
+from workbook_reader import plotly_figure
+
+from flashmoe_nb.plots import plot_speed
 
 RESULTS = pages.ROOT / "nbs" / "results"
-NOT_MEASURED = "Not measured yet: `nbs/results/{name}.json` does not exist.\n"
 PEERS = {"sdpa_math": "torch SDPA, math", "sdpa_efficient": "torch SDPA, memory-efficient",
          "sdpa_flash": "torch SDPA, flash", "sdpa_cudnn": "torch SDPA, cuDNN",
          "sdpa_default": "torch SDPA, default"}  # fmt: skip
@@ -26,124 +28,181 @@ def load(name):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def implementation(name, steps, prefix=""):
-    """The label of an `impl`: a step becomes a link to its notebook, a peer its full name."""
-    page = steps.get(name)
-    return f"[{page.title}]({prefix}{page.path.name})" if page else PEERS.get(name, f"`{name}`")
-
-
 def attention_steps():
-    """`impl` → page, for the notebooks that export an attention step."""
-    found = [p for p in pages.notebooks() if (p.module or "").startswith("attention.")]
-    return {p.module.rpartition(".")[2]: p for p in found}
+    """`impl` → page, for the notebooks that export an attention step; those of the first stage prepare the steps."""
+    ground = next(iter(pages.STAGES.values()))
+    steps = [p for p in pages.notebooks() if (p.module or "").startswith("attention.") and p.stage != ground]
+    return {page.module.rpartition(".")[2]: page for page in steps}
 
 
-def provenance(result):
-    """One line: which GPU, which software, which commit, when."""
-    env = result["env"]
-    parts = [f"**{env['gpu']}**", f"driver {env['driver']}", f"CUDA {env['cuda']}", f"torch {env['torch']}"]
-    parts += [f"commit `{str(env['commit'])[:7]}`" + (" with local changes" if env["dirty"] else "")]
-    return ", ".join(parts) + f"; {str(env['date'])[:10]}."
+def label(impl, steps, folder="nbs/"):
+    """How a table calls an `impl`: a step links to its notebook, a peer has its full name."""
+    page = steps.get(impl)
+    return f"[{page.label}]({folder}{page.path.name})" if page else PEERS.get(impl, f"`{impl}`")
 
 
-def common_shape(rows):
-    """The shape that the most implementations were measured at; among equals, the one with the most work."""
-    counts = Counter(tuple(row[key] for key in SHAPE) for row in rows)
-    return max(counts, key=lambda s: (counts[s], s[1] * s[2] * s[4] * s[5] * s[6], not s[7]))
-
-
-def describe(shape):
-    """A shape in words."""
-    s = dict(zip(SHAPE, shape, strict=True))
-    mask = "causal" if s["causal"] else "no mask"
-    return (
-        f"{s['dtype']}, batch {s['batch']}, {s['num_heads']} heads, {s['seqlen_q']:,} queries and "
-        f"{s['seqlen_k']:,} keys of head_dim {s['head_dim']}, {mask}"
-    )
+def in_order(impls, steps):
+    """The steps in the order of the workbook, then the others in the order of the file."""
+    impls = list(dict.fromkeys(impls))
+    return [s for s in steps if s in impls] + [i for i in impls if i not in steps]
 
 
 def significant(value, digits=3):
-    """A number to a few significant digits, without an exponent: 1234.5 → 1,234; 0.01234 → 0.0123."""
+    """A number to a few significant digits, never with an exponent: 1234.5 → 1,234 and 0.01234 → 0.0123."""
     if value >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{float(f'{value:.{digits}g}'):g}"
 
 
-def bar(share):
-    """A bar of `share` (0 to 1) of its column's width."""
-    return f'<span class="bar" style="--share: {share:.4f}"></span>'
+def table(head, rows, align):
+    """A Markdown table; `align` has one of `<` and `>` for each column."""
+    rule = ["--:" if side == ">" else ":--" for side in align]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [head, rule, *rows])
 
 
-def ladder(result, steps, prefix="nbs/"):
-    """The attention steps in order, then the peers of the same run, at the shape common to most of them."""
-    speed, caption = {}, NOT_MEASURED.format(name="attention_forward")
+# ---- What the tables say --------------------------------------------------------------------------------------------
+
+
+def provenance(result):
+    """One sentence: which GPU, when, which software, which commit."""
+    env = result["env"]
+    names = {"driver": "driver", "cuda": "CUDA", "nvrtc": "NVRTC", "torch": "torch"}
+    software = ", ".join(f"{name} {env[key]}" for key, name in names.items() if env.get(key))
+    commit = f"commit `{str(env['commit'])[:7]}`" + (" with local changes" if env.get("dirty") else "")
+    return f"Measured on one **{env['gpu']}** on {str(env['date'])[:10]} with {software}, at {commit}.\n"
+
+
+def describe(shape):
+    """A shape in words; `shape` holds the values of `SHAPE`."""
+    row = dict(zip(SHAPE, shape, strict=True))
+    length = f"{row['seqlen_q']:,}" + ("" if row["seqlen_q"] == row["seqlen_k"] else f" × {row['seqlen_k']:,}")
+    heads = f"batch {row['batch']}, {row['num_heads']} heads"
+    return f"{row['dtype']}, {heads}, length {length}, head_dim {row['head_dim']}, {mask(row)}"
+
+
+def mask(row):
+    return "causal" if row["causal"] else "no mask"
+
+
+def common_shape(rows):
+    """The shape that most implementations were measured at; of several, the one with the most work, unmasked first."""
+    counts = Counter(tuple(row[key] for key in SHAPE) for row in rows)
+    work = lambda s: s[1] * s[2] * s[4] * s[5] * s[6]
+    return max(counts, key=lambda s: (counts[s], work(s), not s[7]))
+
+
+def ladder(result, steps, folder="nbs/"):
+    """The steps in order, then the peers of the same run, at the shape common to most of them."""
+    speed, caption = {}, "Not measured yet.\n"
     if result is not None:
         shape = common_shape(result["rows"])
-        rows = [row for row in result["rows"] if tuple(row[key] for key in SHAPE) == shape]
-        speed = {row["impl"]: row["tflops"] for row in rows}
-        caption = f"TFLOP/s forward: {describe(shape)}. {provenance(result)}\n"
+        speed = {r["impl"]: r["tflops"] for r in result["rows"] if tuple(r[key] for key in SHAPE) == shape}
+        caption = f"Forward pass, {describe(shape)}. {provenance(result)}"
     top = max(speed.values(), default=1.0)
-    lines = ["| step | what it buys | TFLOP/s | |", "|:--|:--|--:|:--|"]
-    for name in [*steps, *sorted(set(speed) - set(steps), key=speed.get)]:
-        what = steps[name].summary if name in steps else "peer, same run"
-        number = significant(speed[name]) if name in speed else "–"
-        lines.append(f"| {implementation(name, steps, prefix)} | {what} | {number} | {bar(speed.get(name, 0) / top)} |")
-    return "\n".join(lines) + f"\n\n{caption}"
+    peers = sorted((impl for impl in speed if impl not in steps), key=speed.get)
+    rows = []
+    for impl in [*steps, *peers]:
+        summary = steps[impl].summary if impl in steps else "peer, same run"
+        number = significant(speed[impl]) if impl in speed else "–"
+        bar = f'<span class="bar" style="--share: {speed.get(impl, 0) / top:.4f}"></span>'
+        rows.append([label(impl, steps, folder), summary, number, bar])
+    return table(["step", "what it is", "TFLOP/s", " "], rows, "<<><") + "\n" + caption
 
 
-def speed_tables(result, steps, prefix="nbs/"):
-    """For each head_dim, mask and dtype: implementation × sequence length → TFLOP/s."""
-    groups = defaultdict(dict)
-    for row in result["rows"]:
-        length = row["seqlen_q"] if row["seqlen_q"] == row["seqlen_k"] else f"{row['seqlen_q']}×{row['seqlen_k']}"
-        key = (row["head_dim"], row["causal"], row["dtype"], row["batch"] * row["num_heads"])
-        groups[key].setdefault(row["impl"], {})[length] = row["tflops"]
-    parts = []
-    for (head_dim, causal, dtype, heads), table in sorted(groups.items()):
-        lengths = list(dict.fromkeys(length for speeds in table.values() for length in speeds))
-        parts.append(f"**head_dim {head_dim}, {'causal' if causal else 'no mask'}, {dtype}, {heads} heads in all**\n")
-        parts.append("| TFLOP/s at sequence length | " + " | ".join(f"{n:,}" for n in lengths) + " |")
-        parts.append("|:--" + "|--:" * len(lengths) + "|")
-        for name in [*[s for s in steps if s in table], *[n for n in table if n not in steps]]:
-            cells = [significant(table[name][n]) if n in table[name] else "–" for n in lengths]
-            parts.append(f"| {implementation(name, steps, prefix)} | " + " | ".join(cells) + " |")
-        parts.append("")
-    return "\n".join(parts)
+def speed_tables(rows, steps, folder="nbs/"):
+    """For each head_dim, mask, dtype and number of heads: implementation × sequence length → TFLOP/s."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["head_dim"], row["causal"], row["dtype"], row["batch"], row["num_heads"]].append(row)
+    return "\n".join(speed_table(group, steps, folder) for _, group in sorted(groups.items()))
 
 
-def plain_table(result, columns):
-    """The named columns of every row, as they are."""
-    parts = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|:--" * len(columns) + "|"]
-    for row in result["rows"]:
-        cells = [significant(row[c]) if isinstance(row[c], float) else str(row[c]) for c in columns]
-        parts.append("| " + " | ".join(cells) + " |")
-    return "\n".join(parts) + "\n"
+def speed_table(rows, steps, folder):
+    """One table of `speed_tables`: rows that differ in implementation and length alone."""
+    length = lambda row: (row["seqlen_q"], row["seqlen_k"])
+    name = lambda q, k: f"{q:,}" if q == k else f"{q:,} × {k:,}"
+    lengths = sorted({length(row) for row in rows})
+    cells = {(row["impl"], length(row)): significant(row["tflops"]) for row in rows}
+    body = [[label(impl, steps, folder), *(cells.get((impl, n), "–") for n in lengths)]
+            for impl in in_order([row["impl"] for row in rows], steps)]  # fmt: skip
+    like = rows[0]
+    caption = (f"**head_dim {like['head_dim']}, {mask(like)}**, {like['dtype']}, batch {like['batch']}, "
+               f"{like['num_heads']} heads: TFLOP/s at sequence length\n\n")  # fmt: skip
+    return caption + table(["", *(name(*n) for n in lengths)], body, "<" + ">" * len(lengths))
+
+
+def speed(result, steps, folder="nbs/"):
+    """A plot and tables of a results file with `tflops`."""
+    if result is None:
+        return "Not measured yet.\n"
+    rows, ceiling = result["rows"], result.get("ceilings", {}).get("cublas_bf16_tflops")
+    note = f"cuBLAS on large bf16 matrices, in the same run: {significant(ceiling)} TFLOP/s.\n" if ceiling else ""
+    figure = plot_speed(rows, ceiling=ceiling)
+    slowest, *_, fastest = sorted(row["tflops"] for row in rows)
+    if fastest > 20 * slowest:  # the first steps beside a library: on a linear axis they would all lie on zero
+        figure.update_yaxes(type="log", rangemode="normal", dtick=1)
+    html = plotly_figure(json.loads(figure.to_json()))
+    return "\n".join([provenance(result), note, html, "", speed_tables(rows, steps, folder)])
+
+
+def rows_of(result, columns):
+    """The named columns of every row, as a table."""
+    if result is None:
+        return "Not measured yet.\n"
+    form = lambda value: significant(value) if isinstance(value, float) else str(value)
+    body = [[form(row[column]) for column in columns] for row in result["rows"]]
+    numbers = ["<" if isinstance(value, str) else ">" for value in result["rows"][0].values()]
+    align = [side for side, name in zip(numbers, result["rows"][0], strict=True) if name in columns]
+    return provenance(result) + "\n" + table([heading(c) for c in columns], body, align)
+
+
+def heading(column):
+    """A column's name in words: median_us → median (µs)."""
+    words, _, unit = column.rpartition("_")
+    name = f"{words} ({unit.replace('us', 'µs')})" if unit in ("us", "ms") else column
+    return name.replace("_", " ")
+
+
+# ---- Directives -----------------------------------------------------------------------------------------------------
 
 
 class Measured(SphinxDirective):
-    """Base of the directives: `markdown()` gives the text, and a build knows which file it came from."""
+    """Parse the Markdown of a subclass's `markdown`. The argument names the file in `nbs/results/`."""
 
-    option_spec = {"prefix": directives.unchanged}
-    file = "attention_forward"
+    optional_arguments = 1
+    option_spec = {"columns": directives.unchanged}
 
     def run(self):
-        self.env.note_dependency(str(RESULTS / f"{self.file}.json"))
-        box = nodes.container(classes=["measured", type(self).__name__.lower()])
-        box += self.parse_text_to_nodes(self.markdown())
+        name = self.arguments[0] if self.arguments else "attention_forward"
+        self.env.note_dependency(str(RESULTS / f"{name}.json"))
+        box = nodes.container(classes=["measured", self.name])
+        folder = "../nbs/" if "/" in self.env.docname else "nbs/"
+        box += self.parse_text_to_nodes(self.markdown(load(name), folder))
         return [box]
-
-    @property
-    def prefix(self):
-        return self.options.get("prefix", "nbs/")
 
 
 class Ladder(Measured):
-    """`{ladder}`: the steps and their speed, for the landing page and the report."""
+    """`{ladder}`: the steps and their speed at one shape."""
 
-    def markdown(self):
-        return ladder(load(self.file), attention_steps(), self.prefix)
+    def markdown(self, result, folder):
+        return ladder(result, attention_steps(), folder)
+
+
+class Speed(Measured):
+    """`{speed} attention_forward`: every shape, as a plot and as tables."""
+
+    def markdown(self, result, folder):
+        return speed(result, attention_steps(), folder)
+
+
+class Rows(Measured):
+    """`{rows} host_overhead` with `:columns: op median_us`: a file as a table."""
+
+    def markdown(self, result, folder):
+        return rows_of(result, self.options["columns"].split())
 
 
 def setup(app):
-    app.add_directive("ladder", Ladder)
+    for directive in (Ladder, Speed, Rows):
+        app.add_directive(directive.__name__.lower(), directive)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -144,7 +144,7 @@ def stage_api(pages, folder):
 
 
 def landing(notebook, folder):
-    """`nbs/index.ipynb` as the landing page: what stands before its first H2 becomes the hero, the picture beside it."""
+    """`nbs/index.ipynb` as the landing page: what stands before its first H2 is the hero, the picture beside it."""
     notebook = reader.for_site(notebook, folder)
     cells = [cell for cell in notebook.cells if cell.cell_type == "markdown" or cell.source]
     first = next((i for i, c in enumerate(cells) if c.source.startswith("## ")), len(cells))
@@ -204,9 +204,11 @@ def add_links(app, pagename, templatename, context, doctree):
 
 
 def escape_docstring(app, what, name, obj, options, lines):
-    """Read docstrings as they are written here: prose in which only `code` is marked, so that |x| and 2 * x are text."""
-    parts = re.split(r"(`[^`]*`)", "\n".join(lines))
-    parts[::2] = [re.sub(r"([\\*|]|_\b)", r"\\\1", part) for part in parts[::2]]
+    """Read docstrings as they are written here: prose in which only `code` is marked; |x| and 2 * x are text."""
+    parts = re.split(r"`([^`\n]+)`", "\n".join(lines))
+    parts[::2] = [re.sub(r"([\\*|`]|_\b)", r"\\\1", part) for part in parts[::2]]
+    # An escaped space is no space: it lets `code`s stand inside a word.
+    parts[1::2] = [rf"\ ``{part}``\ " for part in parts[1::2]]
     lines[:] = "".join(parts).split("\n")
 
 

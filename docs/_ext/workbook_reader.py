@@ -114,7 +114,7 @@ def mermaid_blocks(text):
 
 
 def inline_pictures(text, folder):
-    """Replace references to SVG files under `folder` by the pictures, whose CSS variables then follow the colour mode."""
+    """Replace references to SVG files under `folder` by the pictures, so that their colours follow the page's."""
 
     def picture(match):
         svg = re.sub(r"\A<\?xml[^>]*>\s*", "", (Path(folder) / match[2]).read_text(encoding="utf-8"))
