@@ -36,7 +36,7 @@ def choose_tile(head_dim: int, shared_per_block: int) -> Tile:
     blocks = [(64, 64)] * (padded <= 128) + [(64, 32), (32, 32)]
     return next(t for b in blocks if (t := Tile(*b, padded)).shared_bytes <= shared_per_block)
 
-# %% ../../nbs/10_tiling.ipynb #1b183ce2
+# %% ../../nbs/10_tiling.ipynb #c42398e1
 STEP = ("attention/10_tiling.cu", "attention_tiling_kernel")
 
 @functools.cache
@@ -44,12 +44,12 @@ def _instance(step: tuple[str, str], dtype: torch.dtype, tile: Tile, *choices: s
     config = ", ".join([DTYPES[dtype], *map(str, tile), *choices])
     return cuda.compile(step[0], f"{step[1]}<Config<{config}>>")
 
-def launch_step(step, problem, q, k, v, *choices, causal=False, softmax_scale=None, return_lse=False):
+def launch_step(step, problem, q, k, v, *choices, causal=False, softmax_scale=None, return_lse=False, tile=None):
     "Allocate and launch a kernel with the parameters of steps 10 and 20, one block for each `BLOCK_M` queries of a head."
     scale, q, k, v = scale_log2(softmax_scale, problem.head_dim), loadable(q), loadable(k), loadable(v)
     out, lse = new_outputs(q, return_lse)
     if out.numel():
-        tile = choose_tile(problem.head_dim, cuda.architecture(q.device).shared_per_block)
+        tile = tile or choose_tile(problem.head_dim, cuda.architecture(q.device).shared_per_block)
         grid = (-(-problem.seqlen_q // tile.block_m), problem.num_heads, problem.batch)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3])
         _instance(step, q.dtype, tile, *choices).launch(
