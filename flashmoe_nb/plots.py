@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-# %% ../nbs/03_plots.ipynb #f9864428
+# %% ../nbs/03_plots.ipynb #7d3ef378
 INK, GRID, FAINT = "#7d8590", "rgba(128,128,128,0.25)", "rgba(128,128,128,0.15)"
 PALETTE = ("#3b82c4", "#d9822b", "#2f9e6e", "#9d6bc9", "#c2504f", "#2aa3a3", "#b0902c", "#c46a9b")
 COLOURS = {"flashmoe_nb": "#3b82c4", "prediction": "#9aa3ad", "sdpa_default": "#d9822b", "sdpa_cudnn": "#b0902c",
@@ -22,17 +22,17 @@ COLOURS = {"flashmoe_nb": "#3b82c4", "prediction": "#9aa3ad", "sdpa_default": "#
 _axis = dict(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True, title_standoff=8)
 TEMPLATE = go.layout.Template(layout=dict(
     paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", colorway=PALETTE, font=dict(color=INK, size=13),
-    xaxis=_axis, yaxis=_axis, margin=dict(l=8, r=8, t=48, b=8), height=380, title=dict(font_size=15, x=0, xref="paper"),
-    legend=dict(orientation="h", yanchor="bottom", y=1.0, x=0), hoverlabel=dict(font_size=13)))
+    xaxis=_axis, yaxis=_axis, margin=dict(l=8, r=8, t=36, b=8), height=380, hoverlabel=dict(font_size=13),
+    title=dict(font_size=15, x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=8)),
+    legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom"), shapedefaults=dict(line_color=INK)))
 
-# %% ../nbs/03_plots.ipynb #b28509d7
+# %% ../nbs/03_plots.ipynb #0e292048
 def figure(*, x: str, y: str, title: str | None = None, log_x: bool = False, log_y: bool = False,
            height: int = 380) -> go.Figure:
     "An empty figure in the workbook's look. `x` and `y` are axis titles with their units."
     fig = go.Figure(layout=dict(template=TEMPLATE, title_text=title, height=height))
     fig.update_xaxes(title_text=x, type="log" if log_x else None)
     fig.update_yaxes(title_text=y, type="log" if log_y else None)
-    if title: fig.update_layout(margin_t=80)
     return fig
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -56,7 +56,7 @@ def plot_masks(masks: Mapping[str, Tensor], height: int = 300) -> go.Figure:
     fig.update_annotations(font_size=13)
     return fig.update_layout(template=TEMPLATE, height=height)
 
-# %% ../nbs/03_plots.ipynb #d557bc4e
+# %% ../nbs/03_plots.ipynb #24c56a59
 def peaks(ceilings: Mapping[str, float]) -> tuple[float, float]:
     "The measured peaks of a machine: TFLOP/s of its largest `…_tflops`, TB/s of `copy_TBps`."
     return max(value for key, value in ceilings.items() if key.endswith("_tflops")), ceilings["copy_TBps"]
@@ -73,18 +73,19 @@ def plot_roofline(points: Sequence[Mapping], ceilings: Mapping[str, float], titl
     colour = colours([point["name"] for point in points])
     for point, intensity in zip(points, intensities, strict=True):
         name, speed, roof = point["name"], point["flops"] / point["ms"] / 1e9, min(tflops, intensity * bandwidth)
-        fig.add_scatter(x=[intensity], y=[speed], name=name, mode="markers", marker=dict(size=11, color=colour[name]),
+        fig.add_scatter(x=[intensity], y=[speed], text=[name], mode="markers+text", textposition="bottom center",
+                        marker=dict(size=11, color=colour[name]), showlegend=False,
                         hovertemplate=f"{name}<br>{speed:.3g} TFLOP/s, {speed / roof:.0%} of the roof<extra></extra>")
     return fig
 
-# %% ../nbs/03_plots.ipynb #8cecfa73
+# %% ../nbs/03_plots.ipynb #7a01055e
 def _case(row: Mapping, keys: Sequence[str]) -> str:
     "The menu's words for a row."
     words = {"causal": "causal" if row.get("causal") else "not causal"}
     return ", ".join(words.get(key, f"{key} {row[key]}") for key in keys)
 
 def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops", unit: str = "TFLOP/s",
-               ceiling: float | None = None, menu: Sequence[str] = ("head_dim", "causal", "dtype"),
+               ceiling: float | None = None, menu: Sequence[str] = ("head_dim", "num_heads", "causal", "dtype"),
                title: str | None = None) -> go.Figure:
     """Lines of `row[y]` over `row[x]`, one for each `impl`, from rows of a results file.
 
@@ -105,7 +106,7 @@ def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops
     fig.update_yaxes(rangemode="tozero")
     return _with_menu(fig, cases) if len(cases) > 1 else fig
 
-# %% ../nbs/03_plots.ipynb #a397c4a1
+# %% ../nbs/03_plots.ipynb #2ec79a0f
 def _short(n: int) -> str: return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
 
 def _hover(row: Mapping, y: str, ceiling: float | None) -> str:
@@ -122,16 +123,16 @@ def _with_menu(fig: go.Figure, cases: Sequence[str]) -> go.Figure:
     "A drop-down that shows the traces of one case."
     def only(case): return [{"visible": [trace.meta == case for trace in fig.data]}]
     buttons = [dict(label=case, method="update", args=only(case)) for case in cases]
-    menu = dict(buttons=buttons, x=1, xanchor="right", y=1.02, yanchor="bottom", font_size=13, bordercolor=GRID,
+    menu = dict(buttons=buttons, x=0, xanchor="left", y=1.02, yanchor="bottom", font_size=13, bordercolor=GRID,
                 bgcolor=FAINT)
-    return fig.update_layout(updatemenus=[menu], legend=dict(y=-0.18, yanchor="top"), margin=dict(t=80, b=90))
+    return fig.update_layout(updatemenus=[menu], margin_t=84, height=fig.layout.height + 40)
 
-# %% ../nbs/03_plots.ipynb #450a8cbd
+# %% ../nbs/03_plots.ipynb #f0c1fb73
 def plot_bars(values: Mapping[str, float], unit: str, *, limit: float | None = None, limit_name: str = "limit",
               title: str | None = None) -> go.Figure:
     "Horizontal bars from top to bottom; `limit` is a dotted line. The bar named prediction is hatched."
     colour = colours(list(values))
-    fig = figure(x=unit, y="", title=title, height=120 + 42 * len(values))
+    fig = figure(x=unit, y="", title=title, height=110 + 40 * len(values))
     fig.add_bar(y=list(values), x=list(values.values()), orientation="h", showlegend=False, cliponaxis=False,
                 text=[f"{value:.3g}" for value in values.values()], textposition="outside",
                 marker=dict(color=[colour[name] for name in values],
@@ -143,7 +144,7 @@ def plot_bars(values: Mapping[str, float], unit: str, *, limit: float | None = N
     fig.update_yaxes(autorange="reversed", showgrid=False)
     return fig.update_xaxes(range=[0, 1.15 * max([*values.values(), limit or 0])])
 
-# %% ../nbs/03_plots.ipynb #3e648156
+# %% ../nbs/03_plots.ipynb #3c43a3c0
 def with_slider(fig: go.Figure, labels: Sequence[str], active: int = 0) -> go.Figure:
     "A slider over the traces of `fig`: `labels[i]` shows the i-th equal share of the traces and hides the others."
     share, rest = divmod(len(fig.data), len(labels))
@@ -151,6 +152,6 @@ def with_slider(fig: go.Figure, labels: Sequence[str], active: int = 0) -> go.Fi
     steps = [dict(label=label, method="update", args=[{"visible": [i // share == step for i in range(len(fig.data))]}])
              for step, label in enumerate(labels)]
     for i, trace in enumerate(fig.data): trace.visible = i // share == active
-    slider = dict(steps=steps, active=active, currentvalue=dict(font=dict(color=INK, size=14), prefix=""), ticklen=0, minorticklen=0,
-                  font=dict(color="rgba(0,0,0,0)", size=1), bgcolor=GRID, bordercolor=GRID, pad=dict(t=36))
+    slider = dict(steps=steps, active=active, currentvalue=dict(font=dict(color=INK, size=14), prefix=""), ticklen=0,
+                  minorticklen=0, font=dict(color="rgba(0,0,0,0)", size=1), bgcolor=GRID, bordercolor=GRID, pad=dict(t=36))
     return fig.update_layout(sliders=[slider], showlegend=False, margin_b=100)
