@@ -511,9 +511,7 @@ class _ArgumentBuffer(threading.local):
         self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(start + o for o in offsets))
         self.address = ctypes.addressof(self.pointers)
 
-# %% ../nbs/00_cuda.ipynb #3dce776c
-_POINTER, _MAP, _NUMBER = range(3)
-
+# %% ../nbs/00_cuda.ipynb #22a64630
 class _Launcher:
     "A kernel instance loaded on one device."
 
@@ -527,31 +525,31 @@ class _Launcher:
         text, offsets = _layout(self.parameters)
         self.pack = struct.Struct(text).pack_into
         self.buffer = _ArgumentBuffer(struct.calcsize(text), offsets, device)
-        self.plan = [({"P": _POINTER, "128s": _MAP}.get(p.format, _NUMBER), p.dtype) for p in self.parameters]
+        self.pointers = [(i, p.dtype) for i, p in enumerate(self.parameters) if p.format == "P"]
+        self.maps = [i for i, p in enumerate(self.parameters) if p.format == "128s"]
         self.shapes = {}                    # launch shapes that passed the checks, flattened for the driver
         self.driver_launch, self.driver_attribute = driver.launchKernel, driver.funcSetAttribute
         self.shared_allowed = 48 * KB       # more must be asked for, once
 
-# %% ../nbs/00_cuda.ipynb #003d66cb
+# %% ../nbs/00_cuda.ipynb #838fa7fb
 def _values(launcher: _Launcher, args) -> list | None:
-    "The packable values of the arguments, or `None` if one of them is not what the kernel expects."
-    if len(args) != len(launcher.plan):
+    "The packable values of the arguments, or `None` if a tensor is not what the kernel expects."
+    if len(args) != len(launcher.parameters):
         return None
-    values, device = [], launcher.device
-    for (kind, dtype), value in zip(launcher.plan, args):   # noqa: B905, lengths were compared
-        if kind == _NUMBER:
-            values.append(value)
-        elif kind == _POINTER:
-            if value is None:
-                values.append(0)
-            elif isinstance(value, torch.Tensor) and (dtype is value.dtype or dtype is None) and value.get_device() == device:
-                values.append(value.data_ptr())
-            else:
-                return None
-        elif isinstance(value, TensorMap) and value.tensor.get_device() == device:
-            values.append(bytes(value))
+    values, device = list(args), launcher.device
+    for i, dtype in launcher.pointers:
+        value = values[i]
+        if value is None:
+            values[i] = 0
+        elif isinstance(value, torch.Tensor) and (dtype is value.dtype or dtype is None) and value.get_device() == device:
+            values[i] = value.data_ptr()
         else:
             return None
+    for i in launcher.maps:
+        value = values[i]
+        if not isinstance(value, TensorMap) or value.tensor.get_device() != device:
+            return None
+        values[i] = bytes(value)
     return values
 
 # %% ../nbs/00_cuda.ipynb #72ba7787
@@ -696,7 +694,8 @@ def device() -> torch.device:
     "Where to put tensors so that they run on the available backend."
     return torch.device("cuda" if available_backend() == "cuda" else "cpu")
 
-# %% ../nbs/00_cuda.ipynb #df8b46a1
+# %% ../nbs/00_cuda.ipynb #8dd545af
+@functools.cache
 def architecture(device: torch.device) -> Architecture:
     "The limits of a device; for the CPU, those of sm_90a, the chip that the emulator plays by default."
     return _architecture(torch.cuda.get_device_capability(device)) if device.type == "cuda" else ARCHITECTURES["sm_90a"]

@@ -5,33 +5,34 @@
 # %% auto #0
 __all__ = ['flash_attention_science', 'flash_attn_func']
 
-# %% ../nbs/78_ops.ipynb #dcd14aed
+# %% ../nbs/78_ops.ipynb #79bd804a
 import torch
 
 from . import reference
 from .attention import online_softmax
-from .attention.problem import check_qkv
+from .attention.problem import check_qkv, check_shapes, scale_log2
 from .attention.tiling import launch_step
 
-# %% ../nbs/78_ops.ipynb #9b93a3dd
+# %% ../nbs/78_ops.ipynb #d834244d
 _library = torch.library.Library("flashmoe_nb", "DEF")
 _library.define("attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float? softmax_scale, bool return_lse)"
                 " -> (Tensor, Tensor)")
 
 @torch.library.impl(_library, "attention_forward", "CUDA")
 def _attention_cuda(q, k, v, causal, softmax_scale, return_lse):
-    result = launch_step(online_softmax.STEP, check_qkv(q, k, v), q, k, v, causal=causal, softmax_scale=softmax_scale,
-                         return_lse=return_lse)
+    problem = check_shapes(q.shape, k.shape, v.shape)
+    result = launch_step(online_softmax.STEP, problem, q, k, v, causal=causal, softmax_scale=softmax_scale, return_lse=return_lse)
     return result if return_lse else (result, q.new_empty(0, dtype=torch.float32))
 
 @torch.library.impl(_library, "attention_forward", "Meta")
 def _attention_meta(q, k, v, causal, softmax_scale, return_lse):
     return torch.empty_like(q), q.new_empty(q.shape[:3] if return_lse else 0, dtype=torch.float32)
 
-# %% ../nbs/78_ops.ipynb #138ae550
+# %% ../nbs/78_ops.ipynb #084095d5
 def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool):
     "Checked q, k, v `[batch, num_heads, seqlen, head_dim]` → out and lse (empty unless asked for)."
     if q.device.type == "cpu":
+        scale_log2(softmax_scale, q.shape[-1])      # refuses what is no finite number
         out, lse = reference.attention(q, k, v, causal=causal, softmax_scale=softmax_scale, return_lse=True)
         return out.to(q.dtype), lse.float()
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

@@ -63,13 +63,13 @@ def parse_counters(text: str) -> dict[str, float]:
     return {name: float(found[metric].replace(",", "")) for name, metric in METRICS.items()
             if re.fullmatch(r"[\d.,eE+-]+", found.get(metric, ""))}
 
-# %% ../nbs/88_profile.ipynb #d6603e7b
+# %% ../nbs/88_profile.ipynb #53397a6d
 def profile_step(name: str) -> dict[str, float]:
     "Read the counters of one launch of a step. Raises `FileNotFoundError` without `ncu`, `ValueError` if it reads nothing."
     ncu = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
     if not ncu: raise FileNotFoundError("ncu was not found: it comes with the CUDA toolkit (Nsight Compute)")
     command = [ncu, "--csv", "--page", "raw", "--clock-control", "none", "--metrics", ",".join(METRICS.values()),
-               "--kernel-name", "regex:_kernel", "--launch-skip", "1", "--launch-count", "1",
+               "--kernel-name", "regex:^attention_", "--launch-skip", "1", "--launch-count", "1",
                sys.executable, "-c", f"from flashmoe_nb.profile import call_step; call_step({name!r})"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return parse_counters(run.stdout if run.returncode == 0 else run.stdout + run.stderr)

@@ -36,24 +36,28 @@ def choose_tile(head_dim: int, shared_per_block: int) -> Tile:
     blocks = [(64, 64)] * (padded <= 128) + [(64, 32), (32, 32)]
     return next(t for b in blocks if (t := Tile(*b, padded)).shared_bytes <= shared_per_block)
 
-# %% ../../nbs/10_tiling.ipynb #c42398e1
+# %% ../../nbs/10_tiling.ipynb #28d2d123
 STEP = ("attention/10_tiling.cu", "attention_tiling_kernel")
 
-@functools.cache
 def _instance(step: tuple[str, str], dtype: torch.dtype, tile: Tile, *choices: str) -> cuda.Kernel:
     config = ", ".join([DTYPES[dtype], *map(str, tile), *choices])
     return cuda.compile(step[0], f"{step[1]}<Config<{config}>>")
+
+@functools.lru_cache(maxsize=4096)
+def _plan(step, choices, dtype, device, problem, tile):
+    "What a launch needs beside its tensors: the kernel, the grid, and the bytes of shared memory."
+    tile = tile or choose_tile(problem.head_dim, cuda.architecture(device).shared_per_block)
+    grid = (-(-problem.seqlen_q // tile.block_m), problem.num_heads, problem.batch)
+    return _instance(step, dtype, tile, *choices), grid, tile.shared_bytes
 
 def launch_step(step, problem, q, k, v, *choices, causal=False, softmax_scale=None, return_lse=False, tile=None):
     "Allocate and launch a kernel with the parameters of steps 10 and 20, one block for each `BLOCK_M` queries of a head."
     scale, q, k, v = scale_log2(softmax_scale, problem.head_dim), loadable(q), loadable(k), loadable(v)
     out, lse = new_outputs(q, return_lse)
     if out.numel():
-        tile = tile or choose_tile(problem.head_dim, cuda.architecture(q.device).shared_per_block)
-        grid = (-(-problem.seqlen_q // tile.block_m), problem.num_heads, problem.batch)
+        kernel, grid, shared_bytes = _plan(step, choices, q.dtype, q.device, problem, tile)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3])
-        _instance(step, q.dtype, tile, *choices).launch(
-            grid, 128, [q, k, v, out, lse, *strides, *problem[1:], int(causal), scale], tile.shared_bytes)
+        kernel.launch(grid, 128, (q, k, v, out, lse, *strides, *problem[1:], int(causal), scale), shared_bytes)
     return (out, lse) if return_lse else out
 
 # %% ../../nbs/10_tiling.ipynb #b5431d78
