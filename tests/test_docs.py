@@ -184,7 +184,8 @@ def test_formulas_are_left_to_the_vendored_script(sample):
 def test_notebook_can_be_downloaded_and_edited(site, html, name):  # noqa: F811
     page = html[f"nbs/{name}.html"]
     assert f"{name}.ipynb" in page.links
-    assert (site / "nbs" / f"{name}.ipynb").read_bytes() == (ROOT / "nbs" / f"{name}.ipynb").read_bytes()
+    source = site.parent.parent / "nbs" / f"{name}.ipynb"
+    assert (site / "nbs" / f"{name}.ipynb").read_bytes() == source.read_bytes()
     assert any(link.endswith(f"/edit/main/nbs/{name}.ipynb") for link in page.links)
 
 
@@ -317,7 +318,7 @@ def steps(tmp_path):
 
 
 def test_ladder_lists_steps_then_peers_at_the_shape_most_have(steps):
-    rows = [row("online", 2.5), row("tiling", 1.25), row("sdpa_flash", 250.0), row("sdpa_default", 500.0),
+    rows = [row("flashmoe_nb", 2.5), row("online", 2.5), row("tiling", 1.25), row("sdpa_flash", 250.0), row("sdpa_default", 500.0),
             row("sdpa_default", 700.0, length=9999)]  # fmt: skip
     lines = measurements.ladder({"env": ENV, "rows": rows}, steps).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:6]]
@@ -345,6 +346,18 @@ def test_speed_tables_have_one_row_for_an_implementation(steps):
     assert "| [10 · Tiling](nbs/10_tiling.ipynb) | – | 1.5 |" in text
     assert "| torch SDPA, flash | 100 | 100 |" in text
     assert text.count("**head_dim 64,") == 2 and "790 TFLOP/s" in text and "plotly-figure" in text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ([(512, 512, 4), (2048, 2048, 4)], ("batch 4", ["512", "2,048"])),
+        ([(512, 512, 32), (16384, 16384, 1)], ("16,384 tokens", ["512", "16,384"])),
+        ([(1, 4096, 8), (64, 64, 2)], ("batch × length", ["8 × 1 × 4,096", "2 × 64"])),
+    ],
+)
+def test_batches_are_said_once_where_they_can_be(shapes, expected):
+    assert measurements.batches(shapes) == expected
 
 
 def test_rows_show_the_columns_asked_for():

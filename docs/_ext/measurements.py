@@ -16,10 +16,12 @@ from workbook_reader import plotly_figure
 from flashmoe_nb.plots import plot_speed
 
 RESULTS = pages.ROOT / "nbs" / "results"
-PEERS = {"sdpa_math": "torch SDPA, math", "sdpa_efficient": "torch SDPA, memory-efficient",
+PUBLIC = "flashmoe_nb"  # the public operation, which runs the fastest step
+NAMES = {PUBLIC: "public operation", "sdpa_math": "torch SDPA, math", "sdpa_efficient": "torch SDPA, memory-efficient",
          "sdpa_flash": "torch SDPA, flash", "sdpa_cudnn": "torch SDPA, cuDNN",
          "sdpa_default": "torch SDPA, default"}  # fmt: skip
 SHAPE = ("dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal")
+CASE = ("head_dim", "num_heads", "causal", "dtype")  # rows that agree in these differ in length and batch
 
 
 def load(name):
@@ -36,9 +38,9 @@ def attention_steps():
 
 
 def label(impl, steps, folder="nbs/"):
-    """How a table calls an `impl`: a step links to its notebook, a peer has its full name."""
+    """How a table calls an `impl`: a step links to its notebook, the others have a full name."""
     page = steps.get(impl)
-    return f"[{page.label}]({folder}{page.path.name})" if page else PEERS.get(impl, f"`{impl}`")
+    return f"[{page.label}]({folder}{page.path.name})" if page else NAMES.get(impl, f"`{impl}`")
 
 
 def in_order(impls, steps):
@@ -85,10 +87,15 @@ def mask(row):
 
 
 def common_shape(rows):
-    """The shape that most implementations were measured at; of several, the one with the most work, unmasked first."""
+    """The shape that most implementations were measured at; of several, the one with the most work, head_dim 128."""
     counts = Counter(tuple(row[key] for key in SHAPE) for row in rows)
-    work = lambda s: s[1] * s[2] * s[4] * s[5] * s[6]
-    return max(counts, key=lambda s: (counts[s], work(s), not s[7]))
+
+    def rank(shape):
+        row = dict(zip(SHAPE, shape, strict=True))
+        work = row["batch"] * row["num_heads"] * row["seqlen_q"] * row["seqlen_k"] * row["head_dim"]
+        return counts[shape], work, not row["causal"], row["head_dim"] == 128
+
+    return max(counts, key=rank)
 
 
 def ladder(result, steps, folder="nbs/"):
@@ -99,7 +106,7 @@ def ladder(result, steps, folder="nbs/"):
         speed = {r["impl"]: r["tflops"] for r in result["rows"] if tuple(r[key] for key in SHAPE) == shape}
         caption = f"Forward pass, {describe(shape)}. {provenance(result)}"
     top = max(speed.values(), default=1.0)
-    peers = sorted((impl for impl in speed if impl not in steps), key=speed.get)
+    peers = sorted(set(speed) - set(steps) - {PUBLIC}, key=speed.get)
     rows = []
     for impl in [*steps, *peers]:
         summary = steps[impl].summary if impl in steps else "peer, same run"
@@ -110,25 +117,33 @@ def ladder(result, steps, folder="nbs/"):
 
 
 def speed_tables(rows, steps, folder="nbs/"):
-    """For each head_dim, mask, dtype and number of heads: implementation × sequence length → TFLOP/s."""
+    """For each head_dim, number of heads, mask and dtype: implementation × sequence length → TFLOP/s."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["head_dim"], row["causal"], row["dtype"], row["batch"], row["num_heads"]].append(row)
+        groups[tuple(row[key] for key in CASE)].append(row)
     return "\n".join(speed_table(group, steps, folder) for _, group in sorted(groups.items()))
 
 
 def speed_table(rows, steps, folder):
-    """One table of `speed_tables`: rows that differ in implementation and length alone."""
-    length = lambda row: (row["seqlen_q"], row["seqlen_k"])
-    name = lambda q, k: f"{q:,}" if q == k else f"{q:,} × {k:,}"
-    lengths = sorted({length(row) for row in rows})
-    cells = {(row["impl"], length(row)): significant(row["tflops"]) for row in rows}
-    body = [[label(impl, steps, folder), *(cells.get((impl, n), "–") for n in lengths)]
+    """One table of `speed_tables`: rows that differ in implementation, batch and length alone."""
+    like, shape = rows[0], lambda row: (row["seqlen_q"], row["seqlen_k"], row["batch"])
+    shapes = sorted({shape(row) for row in rows})
+    batch, header = batches(shapes)
+    cells = {(row["impl"], shape(row)): significant(row["tflops"]) for row in rows}
+    body = [[label(impl, steps, folder), *(cells.get((impl, s), "–") for s in shapes)]
             for impl in in_order([row["impl"] for row in rows], steps)]  # fmt: skip
-    like = rows[0]
-    caption = (f"**head_dim {like['head_dim']}, {mask(like)}**, {like['dtype']}, batch {like['batch']}, "
-               f"{like['num_heads']} heads: TFLOP/s at sequence length\n\n")  # fmt: skip
-    return caption + table(["", *(name(*n) for n in lengths)], body, "<" + ">" * len(lengths))
+    caption = f"**head_dim {like['head_dim']}, {mask(like)}**, {like['dtype']}, {like['num_heads']} heads, {batch}"
+    return f"{caption}: TFLOP/s at sequence length\n\n" + table(["", *header], body, "<" + ">" * len(shapes))
+
+
+def batches(shapes):
+    """(what a caption says of the batch sizes, column heads) for `(seqlen_q, seqlen_k, batch)` triples."""
+    lengths = [f"{q:,}" if q == k else f"{q:,} × {k:,}" for q, k, _ in shapes]
+    if len({batch for *_, batch in shapes}) == 1:
+        return f"batch {shapes[0][2]}", lengths
+    if len({q * batch for q, _, batch in shapes}) == 1:
+        return f"{shapes[0][0] * shapes[0][2]:,} tokens", lengths
+    return "batch × length", [f"{batch} × {n}" for (*_, batch), n in zip(shapes, lengths, strict=True)]
 
 
 def speed(result, steps, folder="nbs/"):
@@ -137,7 +152,7 @@ def speed(result, steps, folder="nbs/"):
         return "Not measured yet.\n"
     rows, ceiling = result["rows"], result.get("ceilings", {}).get("cublas_bf16_tflops")
     note = f"cuBLAS on large bf16 matrices, in the same run: {significant(ceiling)} TFLOP/s.\n" if ceiling else ""
-    figure = plot_speed(rows, ceiling=ceiling)
+    figure = plot_speed(rows, ceiling=ceiling, menu=CASE)
     slowest, *_, fastest = sorted(row["tflops"] for row in rows)
     if fastest > 20 * slowest:  # the first steps beside a library: on a linear axis they would all lie on zero
         figure.update_yaxes(type="log", rangemode="normal", dtick=1)

@@ -1,0 +1,220 @@
+"""The site and JupyterLab in headless Chromium: what a person sees works, and nothing fails behind it.
+
+A `Visit` fails its test for any failed request, error in the console, or request to another host.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from browser.support import ROOT, SAMPLE, Visit, chromium, serve, site, site_build  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.browser
+
+DESKTOP = {"viewport": {"width": 1440, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+LOOKS = {
+    "light": {**DESKTOP, "color_scheme": "light"},
+    "dark": {**DESKTOP, "color_scheme": "dark"},
+    "phone": {**PHONE, "color_scheme": "light"},
+}
+PAGES = ["index.html", "nbs/index.html", "nbs/20_online_softmax.html", "nbs/98_sample.html", "benchmarks.html",
+         "report.html", "api/flashmoe_nb.cuda.html", "contributing.html"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def url(site):  # noqa: F811
+    with serve(site) as url:
+        yield url
+
+
+@pytest.fixture(params=LOOKS)
+def look(request):
+    return LOOKS[request.param]
+
+
+# ---- The site -------------------------------------------------------------------------------------------------------
+
+
+def test_pages_open(chromium, url, look):  # noqa: F811
+    with Visit(chromium, url, **look) as visit:
+        for path in PAGES:
+            page = visit.open(path)
+            assert page.locator("article h1").count() == 1, path
+            assert page.evaluate("document.documentElement.dataset.theme") == look["color_scheme"], path
+            # Only boxes inside the page may scroll sideways.
+            assert page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"], path
+
+
+def test_figure_diagram_and_formula_are_drawn(chromium, url, look):  # noqa: F811
+    with Visit(chromium, url, **look) as visit:
+        page = visit.open("nbs/98_sample.html")
+        page.wait_for_selector(".plotly-figure .main-svg .bars .point", state="attached")
+        page.wait_for_selector("pre.mermaid svg")
+        assert page.locator("mjx-container svg").count() == 2
+        width = page.locator(".plotly-figure .main-svg").first.bounding_box()["width"]
+        assert 300 < width <= page.locator("article").bounding_box()["width"]
+
+
+def colours(page):
+    """Colours of the page, a figure's text, and a diagram's box and text."""
+    return page.evaluate("""() => ['body', '.plotly-figure .gtitle', 'pre.mermaid .node rect', 'pre.mermaid .nodeLabel p']
+        .map(s => document.querySelector(s)).map(e => getComputedStyle(e)[e.tagName == 'BODY' ? 'backgroundColor' :
+        e instanceof SVGElement ? 'fill' : 'color'])""")
+
+
+def brightness(colour):
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+
+def test_colour_mode_reaches_figures_and_diagrams(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **LOOKS["light"]) as visit:
+        page = visit.open("nbs/98_sample.html")
+        page.wait_for_selector("pre.mermaid[data-drawn=light] svg")
+        page.wait_for_selector(".plotly-figure[data-drawn=light]")
+        paper, title, box, label = map(brightness, colours(page))
+        assert paper > 230 and title < 80 and box > 200 and label < 80
+
+        page.locator("button.theme-switch-button:visible").click()
+        page.locator("button.theme-change-button[data-mode=dark]:visible").click()
+        page.wait_for_selector("pre.mermaid[data-drawn=dark] svg")
+        page.wait_for_selector(".plotly-figure[data-drawn=dark]")
+        paper, title, box, label = map(brightness, colours(page))
+        assert paper < 40 and title > 180 and box < 80 and label > 180
+        # The theme inverts diagrams in dark mode; ours are drawn dark already.
+        assert page.evaluate("getComputedStyle(document.querySelector('pre.mermaid svg')).filter") == "none"
+
+
+def test_search_finds_a_word(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **DESKTOP) as visit:
+        page = visit.open("search.html?q=cubin")
+        page.wait_for_selector("#search-results ul.search li a")
+        found = page.locator("#search-results ul.search li a").evaluate_all("links => links.map(link => link.href)")
+        assert any("nbs/00_cuda.html" in link for link in found)
+
+
+def test_search_dialog_leads_to_results(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **DESKTOP) as visit:
+        page = visit.open("index.html")
+        page.keyboard.press("Control+k")
+        page.locator("#pst-search-dialog input[type=search]").press_sequentially("tangle", delay=50)
+        page.locator("#pst-search-dialog a", has_text="The workbook").first.click()
+        page.wait_for_url("**/nbs/01_workbook.html**")
+
+
+def test_notebook_downloads(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **DESKTOP) as visit:
+        page = visit.open("nbs/98_sample.html")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Notebook", exact=True).click()
+        assert download.value.suggested_filename == "98_sample.ipynb"
+
+
+def test_wide_tables_scroll_in_their_own_box(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **PHONE) as visit:
+        page = visit.open("nbs/98_sample.html")
+        boxes = page.locator(".pst-scrollable-table-container, .scroll-x").evaluate_all(
+            "boxes => boxes.map(box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).overflowX])"
+        )
+        assert [True, "auto"] in boxes and all(overflow == "auto" for _, overflow in boxes)
+
+
+def test_pages_work_without_a_server(chromium, site):  # noqa: F811
+    with Visit(chromium, site.as_uri() + "/", **DESKTOP) as visit:
+        page = visit.open("nbs/98_sample.html")
+        page.wait_for_selector(".plotly-figure .main-svg")
+        page.wait_for_selector("pre.mermaid svg")
+
+
+# ---- JupyterLab -----------------------------------------------------------------------------------------------------
+
+TOKEN = "for-this-test"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab with the workbook's configuration, serving a folder with the sample notebook: (URL, notebook file)."""
+    notebook = tmp_path / "nbs" / SAMPLE.name
+    notebook.parent.mkdir()
+    shutil.copy(SAMPLE, notebook)
+    port = free_port()
+    home = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    command = [sys.executable, "-m", "jupyterlab", f"--config={ROOT / '.jupyter' / 'jupyter_lab_config.py'}",
+               "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
+               f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={notebook.parent}"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **home}, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            wait_until_up(server, url, tmp_path / "log")
+            yield url, notebook
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def wait_until_up(server, url, log, seconds=60):
+    """Wait until the server answers; fail with its log if it ends or takes too long."""
+    for _ in range(10 * seconds):
+        try:
+            with urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+        assert server.poll() is None, log.read_text()
+    pytest.fail(f"JupyterLab did not come up in {seconds} s:\n{log.read_text()}")
+
+
+def stored_outputs(notebook):
+    """cell id → stored outputs, of the code cells in a notebook file."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: cell["outputs"] for cell in cells if cell["cell_type"] == "code"}
+
+
+def test_jupyterlab_runs_cuda_cells_and_shows_figures(chromium, lab):  # noqa: F811
+    url, notebook = lab
+    before = stored_outputs(notebook)
+    with Visit(chromium, url, viewport={"width": 1440, "height": 1000}) as visit:
+        page = visit.page
+        page.goto(f"{url}lab/tree/{notebook.name}?token={TOKEN}")
+        cuda = page.locator(".jp-CodeCell", has_text="__global__").first
+        cuda.locator(".cm-content[data-language=cpp]").wait_for(timeout=60_000)
+        python = page.locator(".jp-CodeCell", has_text="plot_bars").first
+        python.locator(".cm-content[data-language=python]").wait_for()
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+
+        page.get_by_role("menuitem", name="Edit", exact=True).click()
+        page.get_by_role("menuitem", name="Clear Outputs of All Cells").click()
+        assert cuda.locator("table").count() == 0
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        cuda.get_by_text("sm_90a").first.wait_for(timeout=60_000)
+        python.locator(".js-plotly-plot .main-svg .bars .point").first.wait_for(state="attached", timeout=60_000)
+        page.locator(".jp-RenderedMermaid svg, .jp-RenderedMermaid img").first.wait_for()
+        # The kernel has told its language by now, and CUDA is still CUDA.
+        assert cuda.locator(".cm-content").get_attribute("data-language") == "cpp"
+
+        python.locator(".jp-InputPrompt").click()
+        page.keyboard.press("b")
+        page.keyboard.press("Enter")
+        page.keyboard.type("1 + 1")
+        page.keyboard.press("Control+Enter")
+        page.locator(".jp-OutputArea-output", has_text=re.compile("^2$")).wait_for()
+        page.keyboard.press("Control+s")
+        page.wait_for_function("!document.querySelector('.lm-TabBar-tab.jp-mod-current.jp-mod-dirty')")
+    after = stored_outputs(notebook)
+    assert len(after) == len(before) + 1 and {i: after[i] for i in before} == before
+    assert all(outputs == [] for i, outputs in after.items() if i not in before)
