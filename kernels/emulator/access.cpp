@@ -9,13 +9,6 @@ namespace emu {
 
 static const char* verb(Access kind) { return kind == Access::read ? "reads" : kind == Access::write ? "writes" : "updates"; }
 
-// "4 bytes past the end of", "at byte 12 of", "8 bytes before"
-static std::string position(const char* p, const char* begin, const char* end) {
-    if (p < begin) return std::to_string(begin - p) + " bytes before";
-    if (p < end) return "at byte " + std::to_string(p - begin) + " of";
-    return p == end ? "right behind" : std::to_string(p - end) + " bytes past the end of";
-}
-
 static std::string describe_shared(const SharedMemory& shared, const void* p) {
     const SharedMemory::Object* object = shared.nearest(p);
     if (!object) return "shared memory, of which this kernel has none";
@@ -24,18 +17,12 @@ static std::string describe_shared(const SharedMemory& shared, const void* p) {
            std::to_string(object->end - object->begin) + " bytes)";
 }
 
-static std::string describe_global(const Arguments& arguments, const void* p) {
-    const Arguments::Extent* e = arguments.nearest(p);
-    return position(static_cast<const char*>(p), e->begin, e->end) + " argument " + std::to_string(e->argument) + " (" +
-           std::to_string(e->end - e->begin) + " bytes)";
-}
-
 std::string describe_address(const void* p) {
     const Worker& w = *worker;
     const Arguments& arguments = *w.grid.spec.arguments;
     if (reinterpret_cast<uintptr_t>(p) < 4096) return "at the null pointer";
     if (w.block.shared.contains(p) || w.block.shared.guards(p)) return describe_shared(w.block.shared, p);
-    if (arguments.near(p)) return describe_global(arguments, p);
+    if (arguments.near(p)) return arguments.describe(p);
     if (w.stacks.contains(p)) return "in the local memory of thread " + std::to_string(w.stacks.owner(p));
     char text[64];
     snprintf(text, sizeof text, "at %p, which belongs to no argument", p);

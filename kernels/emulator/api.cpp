@@ -46,6 +46,14 @@ EMU_EXPORT Arguments* emu_arguments(MappingSpec* mappings, size_t m, const SpanS
     });
 }
 
+// Null, or what was written outside every argument without meeting a guard.
+EMU_EXPORT const char* emu_intact(const Arguments* arguments) {
+    reason = arguments->stray_write();
+    if (reason.empty()) return nullptr;
+    reason = "something was written " + reason + "; check=(\"memory\",) says by which line";
+    return reason.c_str();
+}
+
 EMU_EXPORT void emu_write_back(const Arguments* arguments) { arguments->write_back(); }
 EMU_EXPORT void emu_free_arguments(Arguments* arguments) { delete arguments; }
 

@@ -5,7 +5,7 @@
 
 namespace emu {
 
-template <class T> using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+template <class T> using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 
 template <class To, class From> static To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -63,5 +63,6 @@ EMU_INSTANTIATE(long long)
 EMU_INSTANTIATE(unsigned long long)
 EMU_INSTANTIATE(float)
 EMU_INSTANTIATE(double)
+template unsigned short atomic_compare_and_swap<unsigned short>(unsigned short*, unsigned short, unsigned short);
 
 }  // namespace emu

@@ -1,8 +1,10 @@
 #include "memory.h"
 #include "grid.h"
 #include "module.h"
+#include "shared_layout.h"
 #include <sys/mman.h>
 #include <unistd.h>
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -16,6 +18,8 @@ Arguments::Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> sp
         extents_.push_back({begin, begin + e.bytes, e.argument, e.writable != 0});
     }
     copy_in();
+    find_margins();
+    for (auto [begin, end] : margins_) std::memset(begin, pattern, size_t(end - begin));
     protect();
 }
 
@@ -27,7 +31,7 @@ Arguments::~Arguments() {
 // tensor itself starts at an odd place of its storage, it keeps that.
 void Arguments::map(const MappingSpec& spec) {
     const size_t page = size_t(sysconf(_SC_PAGESIZE));
-    size_t offset = spec.host_begin % 256, bytes = size_t(spec.host_end - spec.host_begin);
+    size_t offset = spec.offset % 256, bytes = size_t(spec.host_end - spec.host_begin);
     size_t usable = (bytes + offset + 255 + page - 1) / page * page;
     Mapping m{};
     m.bytes = guard_bytes + usable + guard_bytes;
@@ -37,7 +41,7 @@ void Arguments::map(const MappingSpec& spec) {
     m.host_begin = spec.host_begin;
     uint64_t end = reinterpret_cast<uint64_t>(m.memory) + guard_bytes + usable;
     m.begin = (end - bytes - offset) / 256 * 256 + offset;
-    mprotect(m.memory + guard_bytes, usable, PROT_READ | PROT_WRITE);
+    mprotect(m.first(), usable, PROT_READ | PROT_WRITE);
     mappings_.push_back(m);
 }
 
@@ -45,22 +49,53 @@ void Arguments::copy_in() {
     for (const SpanSpec& s : spans_) {
         Mapping& m = mappings_[s.mapping];
         m.writable |= s.writable != 0;
-        std::memcpy(reinterpret_cast<void*>(m.begin + (s.host - m.host_begin)), reinterpret_cast<const void*>(s.host), s.bytes);
+        std::memcpy(here(s), reinterpret_cast<const void*>(s.host), s.bytes);
     }
+}
+
+char* Arguments::here(const SpanSpec& s) const {
+    const Mapping& m = mappings_[s.mapping];
+    return reinterpret_cast<char*>(m.begin + (s.host - m.host_begin));
 }
 
 // A tensor behind a pointer to const is not for writing.
 void Arguments::protect() const {
     for (const Mapping& m : mappings_)
-        if (!m.writable) mprotect(m.memory + guard_bytes, m.bytes - 2 * guard_bytes, PROT_READ);
+        if (!m.writable) mprotect(m.first(), size_t(m.last() - m.first()), PROT_READ);
 }
 
 void Arguments::write_back() const {
     for (const SpanSpec& s : spans_)
-        if (s.writable) {
-            const Mapping& m = mappings_[s.mapping];
-            std::memcpy(reinterpret_cast<void*>(s.host), reinterpret_cast<const void*>(m.begin + (s.host - m.host_begin)), s.bytes);
+        if (s.writable) std::memcpy(reinterpret_cast<void*>(s.host), here(s), s.bytes);
+}
+
+// Up to a page on either side of every span, where no guard is and no argument.
+void Arguments::find_margins() {
+    const ptrdiff_t page = ptrdiff_t(page_bytes);
+    for (size_t i = 0; i < mappings_.size(); ++i) {
+        char* from = mappings_[i].first();
+        auto add = [&](char* to) {
+            if (to - from > 2 * page) {
+                margins_.push_back({from, from + page});
+                from = to - page;
+            }
+            if (from < to) margins_.push_back({from, to});
+        };
+        for (const SpanSpec& s : spans_) {                           // in order within a mapping
+            if (s.mapping != i) continue;
+            add(here(s));
+            from = here(s) + s.bytes;
         }
+        add(mappings_[i].last());
+    }
+}
+
+std::string Arguments::stray_write() const {
+    for (auto [begin, end] : margins_) {
+        const char* found = std::find_if(begin, end, [](char c) { return static_cast<unsigned char>(c) != pattern; });
+        if (found != end) return describe(found);
+    }
+    return "";
 }
 
 const Arguments::Extent* Arguments::find(const void* address, size_t bytes) const {
@@ -81,6 +116,19 @@ const Arguments::Extent* Arguments::nearest(const void* address) const {
     for (const Extent& e : extents_)
         if (!best || distance(p, e) < distance(p, *best)) best = &e;
     return best;
+}
+
+// "4 bytes past the end of", "at byte 12 of", "8 bytes before"
+std::string position(const char* p, const char* begin, const char* end) {
+    if (p < begin) return std::to_string(begin - p) + " bytes before";
+    if (p < end) return "at byte " + std::to_string(p - begin) + " of";
+    return p == end ? "right behind" : std::to_string(p - end) + " bytes past the end of";
+}
+
+std::string Arguments::describe(const void* address) const {
+    const Extent* e = nearest(address);
+    return position(static_cast<const char*>(address), e->begin, e->end) + " argument " + std::to_string(e->argument) + " (" +
+           std::to_string(e->end - e->begin) + " bytes)";
 }
 
 bool Arguments::near(const void* address) const {

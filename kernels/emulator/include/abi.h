@@ -34,7 +34,8 @@ EMU_API uint64_t shuffle(unsigned mask, uint64_t value, int operand, int width, 
 EMU_API unsigned vote(unsigned mask, uint64_t value, Vote kind);
 EMU_API unsigned activemask();
 
-// Atomic read-modify-write; returns the old value. T: int, unsigned, unsigned long long, float, double.
+// Atomic read-modify-write; returns the old value. T: int, unsigned, (unsigned) long long, float, double; for
+// compare-and-swap unsigned short too.
 enum class Atomic { add, max, min, exchange, bit_and, bit_or, bit_xor, increment, decrement };
 template <class T> EMU_API T atomic(Atomic operation, T* address, T operand);
 template <class T> EMU_API T atomic_compare_and_swap(T* address, T expected, T desired);

@@ -1,0 +1,2 @@
+// Everything it declares for device code is there without it.
+#pragma once
