@@ -161,10 +161,11 @@ class TestParts:
         error, shown = run(shell, f"{APPEND}\nint b;", "1")
         assert error is not None and "no cell has started" in shown
 
-    def test_variables_in_braces_are_left_alone(self, shell):
-        shell.user_ns["x"] = "wrong"
-        run(shell, '%%cuda scratch/a.cu --arch sm_80\nconst char* s = "{x} $x";', "1")
-        assert "{x} $x" in text()
+    def test_variables_of_the_notebook_are_not_filled_in(self, shell):
+        "Export sees the text of the cell alone, so the magic must not see more."
+        shell.user_ns["name"] = "a"
+        error, shown = run(shell, "%%cuda scratch/{name}.cu\nint a;", "1")
+        assert error is not None and "scratch/{name}.cu: a path is" in shown
 
     def test_nothing_on_disk_changes_and_nothing_compiles(self, shell, monkeypatch):
         monkeypatch.setattr(cuda, "resources", lambda *_: pytest.fail("compiled without -c"))
