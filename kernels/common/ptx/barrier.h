@@ -1,0 +1,22 @@
+// Named barriers: `bar.sync` for some of a block's warps, 16 of them, in hardware. Any architecture.
+#pragma once
+#include "common/ptx/basic.h"
+
+#ifdef FLASHMOE_EMULATOR
+#include "emulator/ptx/barrier.h"
+#else
+namespace ptx {
+
+// Wait until `threads` threads have come to barrier `id`, waiting or only arriving; then their writes are visible.
+// id 1-15 (0 is __syncthreads); `threads` a multiple of 32; whole warps call it.
+__device__ __forceinline__ void bar_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Count towards barrier `id` and go on. The other side of a producer/consumer pair calls bar_sync.
+__device__ __forceinline__ void bar_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+}  // namespace ptx
+#endif  // FLASHMOE_EMULATOR

@@ -1,0 +1,15 @@
+#pragma once
+#include "emulator/ptx/instructions.h"
+
+namespace ptx {
+
+__device__ __forceinline__ uint32_t smem_u32(const void* s_pointer) { return emu::ptx::smem_u32(s_pointer); }
+__device__ __forceinline__ void spin_yield(unsigned = 32) { emu::yield(); }
+__device__ __forceinline__ bool elect_one() { return emu::ptx::elect_one(); }
+__device__ __forceinline__ void fence_proxy_async() { emu::ptx::fence_proxy_async(); }
+
+// Launches follow one another: what a kernel depends on has finished before it starts.
+__device__ __forceinline__ void griddep_wait() {}
+__device__ __forceinline__ void griddep_launch_dependents() {}
+
+}  // namespace ptx

@@ -1,0 +1,161 @@
+// mbarrier.*: arrivals and bytes counted by phase. PTX ISA, "Parallel Synchronization and Communication: mbarrier".
+#include "../grid.h"
+#include "instructions.h"
+#include "mbarriers.h"
+#include <string.h>
+
+namespace emu {
+
+constexpr unsigned most_arrivals = (1 << 20) - 1;     // also the most bytes that may be outstanding
+
+std::string MBarrier::name() const { return "mbarrier " + describe_address(address); }
+
+std::string MBarrier::state() const {
+    char text[100];
+    snprintf(text, sizeof text, "phase %u lacks %u of %u arrivals and %ld bytes", phase, pending, count, bytes);
+    return text;
+}
+
+// What lies in shared memory where an mbarrier is: enough to notice when somebody stores over it.
+static uint64_t cookie(const void* address) { return 0x6D62617272696572ull ^ uint64_t(uintptr_t(address)) << 20; }
+
+MBarrier& mbarrier(Block& block, const void* address, Site site) {
+    auto& barriers = block_state<MBarriers>(block).at;
+    auto found = barriers.find(address);
+    if (found == barriers.end())
+        fail("BarrierMisuse", site, "no mbarrier %s: mbar_init has made none there", describe_address(address).c_str());
+    uint64_t stored;
+    memcpy(&stored, address, sizeof stored);
+    if (stored != cookie(address))
+        fail("BarrierMisuse", site, "the mbarrier %s was overwritten", describe_address(address).c_str());
+    return found->second;
+}
+
+void MBarriers::fence(unsigned thread) {
+    for (auto& [address, barrier] : at) barrier.fenced |= barrier.made_by == thread;
+}
+
+static void end_phase_if_complete(Block& block, MBarrier& barrier) {
+    if (barrier.pending != 0 || barrier.bytes != 0) return;
+    ++barrier.phase;
+    barrier.pending = barrier.count;
+    wake(block, barrier.waiting);
+}
+
+void arrive(Block& block, MBarrier& barrier, unsigned arrivals, Site site) {
+    if (arrivals > barrier.pending)
+        fail("BarrierMisuse", site, "%u arrivals at the mbarrier %s, whose phase %u lacks %u of %u (and %ld bytes)", arrivals,
+             describe_address(barrier.address).c_str(), barrier.phase, barrier.pending, barrier.count, barrier.bytes);
+    barrier.pending -= arrivals;
+    end_phase_if_complete(block, barrier);
+}
+
+void announce(MBarrier& barrier, long bytes, Site site) {
+    barrier.bytes += bytes;
+    if (bytes < 0 || barrier.bytes > long(most_arrivals))
+        fail("BarrierMisuse", site, "%ld bytes announced to the mbarrier %s: it can wait for %u", bytes,
+             describe_address(barrier.address).c_str(), most_arrivals);
+}
+
+void land(Block& block, MBarrier& barrier, long bytes, Site site) {
+    barrier.bytes -= bytes;
+    if (barrier.bytes < 0 && barrier.pending == 0)
+        fail("BarrierMisuse", site, "%ld bytes landed on the mbarrier %s, %ld more than its phase %u expects", bytes,
+             describe_address(barrier.address).c_str(), -barrier.bytes, barrier.phase);
+    end_phase_if_complete(block, barrier);
+}
+
+namespace ptx {
+
+static MBarrier& own(uint64_t* address, Site site) {
+    access(address, 8, Access::atomic, site);
+    return mbarrier(block(), address, site);
+}
+
+void mbar_init(uint64_t* s_barrier, int arrivals) {
+    Site site = EMU_SITE;
+    if (shared_address(s_barrier, site) % 8 != 0) fail("BarrierMisuse", site, "an mbarrier must be 8-byte aligned");
+    if (arrivals < 1 || unsigned(arrivals) > most_arrivals)
+        fail("BarrierMisuse", site, "an mbarrier for %d arrivals: 1 to %u", arrivals, most_arrivals);
+    auto& barriers = block_state<MBarriers>().at;
+    if (barriers.count(s_barrier))
+        fail("BarrierMisuse", site, "there is an mbarrier already, %s: mbar_inval comes first", describe_address(s_barrier).c_str());
+    access(s_barrier, 8, Access::write, site);
+    MBarrier& barrier = barriers[s_barrier];
+    barrier.address = s_barrier;
+    barrier.count = barrier.pending = unsigned(arrivals);
+    barrier.made_by = self().index;
+    *s_barrier = cookie(s_barrier);
+}
+
+void mbar_fence_init() { block_state<MBarriers>().fence(self().index); }
+
+void mbar_inval(uint64_t* s_barrier) {
+    Site site = EMU_SITE;
+    MBarrier& barrier = own(s_barrier, site);
+    if (!barrier.waiting.empty())
+        fail("BarrierMisuse", site, "the mbarrier %s is invalidated while %s wait for it", describe_address(s_barrier).c_str(),
+             describe(block(), barrier.waiting).c_str());
+    block_state<MBarriers>().at.erase(s_barrier);
+}
+
+void mbar_arrive(uint64_t* s_barrier, int arrivals) {
+    Site site = EMU_SITE;
+    if (arrivals < 1) fail("BarrierMisuse", site, "mbar_arrive with %d arrivals", arrivals);
+    arrive(block(), own(s_barrier, site), unsigned(arrivals), site);
+}
+
+void mbar_expect_tx(uint64_t* s_barrier, int bytes) {
+    Site site = EMU_SITE;
+    announce(own(s_barrier, site), bytes, site);
+}
+
+void mbar_arrive_expect_tx(uint64_t* s_barrier, int bytes) {
+    Site site = EMU_SITE;
+    MBarrier& barrier = own(s_barrier, site);
+    announce(barrier, bytes, site);
+    arrive(block(), barrier, 1, site);
+}
+
+void mbar_arrive_cluster(uint64_t* s_barrier, uint32_t rank) {
+    Site site = EMU_SITE;
+    if (rank >= cluster_size()) fail("BarrierMisuse", site, "block %u of a cluster of %u", rank, cluster_size());
+    Block& there = cluster_block(rank);
+    const void* mapped = map_shared(s_barrier, rank, site);
+    if (there.live == 0)
+        fail("BarrierMisuse", site, "arrival at block %u of the cluster, which has exited: cluster_arrive and cluster_wait keep it alive", rank);
+    MBarrier& barrier = mbarrier(there, mapped, site);
+    if (&there != &block() && !barrier.fenced)
+        fail("BarrierMisuse", site, "block %u made this mbarrier without mbar_fence_init: other blocks may not see it", rank);
+    arrive(there, barrier, 1, site);
+}
+
+static void check_parity(int parity, Site site) {
+    if (parity != 0 && parity != 1) fail("BarrierMisuse", site, "a wait for parity %d: a phase has parity 0 or 1", parity);
+}
+
+static bool complete(const MBarrier& barrier, int parity) { return int(barrier.phase & 1) != parity; }
+
+bool mbar_try_wait(uint64_t* s_barrier, int parity) {
+    Site site = EMU_SITE;
+    check_parity(parity, site);
+    if (complete(own(s_barrier, site), parity)) return true;
+    yield();
+    return complete(own(s_barrier, site), parity);
+}
+
+void mbar_wait(uint64_t* s_barrier, int parity) {
+    Site site = EMU_SITE;
+    check_parity(parity, site);
+    MBarrier& barrier = own(s_barrier, site);
+    if (complete(barrier, parity)) return;
+    unsigned phase = barrier.phase;
+    wait_on(barrier, barrier.waiting, site);
+    // Whoever waits polls, on the GPU: a phase that ends before this thread has seen the previous one may be missed.
+    if (barrier.phase != phase + 1)
+        fail("BarrierMisuse", site, "the mbarrier %s ended phase %u before this thread had seen the end of phase %u",
+             describe_address(s_barrier).c_str(), barrier.phase - 1, phase);
+}
+
+}  // namespace ptx
+}  // namespace emu

@@ -1,0 +1,40 @@
+// Shared addresses, one thread of a warp, and ordered accesses to global memory.
+#include "../grid.h"
+#include "in_flight.h"
+#include "instructions.h"
+#include "mbarriers.h"
+
+namespace emu::ptx {
+
+uint32_t smem_u32(const void* s_pointer) { return shared_address(s_pointer, EMU_SITE); }
+
+// The GPU elects the same lane every time for the same lanes; which one is its secret. Here it is the first.
+bool elect_one() {
+    bool elected = false;
+    warp_collective("elect_one", ~0u, [](Collective& call) { *call.of<bool>(unsigned(__builtin_ctz(call.mask[0]))) = true; }, &elected, EMU_SITE);
+    return elected;
+}
+
+void fence_proxy_async() {
+    block_state<AsyncProxy>().fence();
+    block_state<MBarriers>().fence(self().index);
+}
+
+// Whoever waits for another block polls: give the others their turn.
+int ld_acquire(const int* g_flag) {
+    access(g_flag, 4, Access::atomic, EMU_SITE);
+    yield();
+    return __atomic_load_n(g_flag, __ATOMIC_ACQUIRE);
+}
+
+void st_release(int* g_flag, int value) {
+    access(g_flag, 4, Access::atomic, EMU_SITE);
+    __atomic_store_n(g_flag, value, __ATOMIC_RELEASE);
+}
+
+void red_release(int* g_counter, int value) {
+    access(g_counter, 4, Access::atomic, EMU_SITE);
+    __atomic_fetch_add(g_counter, value, __ATOMIC_RELEASE);
+}
+
+}  // namespace emu::ptx

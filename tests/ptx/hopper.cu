@@ -1,0 +1,230 @@
+// Kernels that show what single instructions do, on sm_90a. Tests and notebook 08 run them.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include "common/ptx/bulk.h"
+#include "common/ptx/cluster.h"
+#include "common/ptx/cp_async.h"
+#include "common/ptx/ldmatrix.h"
+#include "common/ptx/mbarrier.h"
+#include "common/ptx/register.h"
+#include "common/ptx/tma.h"
+
+extern __shared__ __align__(1024) unsigned char smem_raw[];
+
+__global__ void elect_kernel(int* elected) { elected[threadIdx.x] = ptx::elect_one(); }
+
+// Grids that depend on each other; a grid on its own passes through.
+__global__ void griddep_kernel(int* out) {
+    ptx::griddep_wait();
+    out[threadIdx.x] = threadIdx.x;
+    ptx::griddep_launch_dependents();
+}
+
+// Lane l gives COUNT registers and the row 5l + 3 of 32 rows that lie 48 bytes apart; `rows` is what they become.
+template <int COUNT, bool TRANSPOSED>
+__global__ void stmatrix_kernel(const unsigned* registers, int* rows) {
+    __shared__ __align__(16) unsigned char tile[32 * 48];
+    *reinterpret_cast<uint4*>(tile + threadIdx.x * 48) = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+    void* row = tile + (5 * threadIdx.x + 3) % 32 * 48;
+    uint32_t r[COUNT];
+    for (int i = 0; i < COUNT; ++i) r[i] = registers[threadIdx.x * COUNT + i];
+    if constexpr (COUNT == 1 && !TRANSPOSED) ptx::stmatrix_x1(row, r);
+    if constexpr (COUNT == 1 && TRANSPOSED) ptx::stmatrix_x1_trans(row, r);
+    if constexpr (COUNT == 2 && !TRANSPOSED) ptx::stmatrix_x2(row, r);
+    if constexpr (COUNT == 2 && TRANSPOSED) ptx::stmatrix_x2_trans(row, r);
+    if constexpr (COUNT == 4 && !TRANSPOSED) ptx::stmatrix_x4(row, r);
+    if constexpr (COUNT == 4 && TRANSPOSED) ptx::stmatrix_x4_trans(row, r);
+    __syncthreads();
+    reinterpret_cast<uint4*>(rows)[threadIdx.x] = *reinterpret_cast<uint4*>(tile + threadIdx.x * 48);
+}
+
+// Warp 0 fills a slot, warps 1 and 2 read it, `rounds` times over. `seen` has what each reader found; `tested` whether the
+// full barrier had completed its first phase before anyone arrived, after one of two arrivals, and after both.
+__global__ void mbarrier_kernel(const int* in, int* seen, int* tested, int rounds) {
+    __shared__ uint64_t full, empty, probe;
+    __shared__ int slot[32];
+    if (threadIdx.x == 0) {
+        ptx::mbar_init(&full, 32);
+        ptx::mbar_init(&empty, 2);
+        ptx::mbar_init(&probe, 3);
+        ptx::mbar_fence_init();
+        tested[0] = ptx::mbar_try_wait(&probe, 0);
+        tested[1] = ptx::mbar_try_wait(&probe, 1);
+        ptx::mbar_arrive(&probe, 2);
+        tested[2] = ptx::mbar_try_wait(&probe, 0);
+        ptx::mbar_arrive(&probe);
+        tested[3] = ptx::mbar_try_wait(&probe, 0);
+        tested[4] = ptx::mbar_try_wait(&probe, 1);
+        ptx::mbar_inval(&probe);
+    }
+    __syncthreads();
+    for (int round = 0; round < rounds; ++round) {
+        const int phase = round & 1;
+        if (threadIdx.x < 32) {
+            ptx::mbar_wait(&empty, phase ^ 1);
+            slot[threadIdx.x] = in[round * 32 + threadIdx.x];
+            ptx::mbar_arrive(&full);
+        } else {
+            ptx::mbar_wait(&full, phase);
+            seen[round * 64 + threadIdx.x - 32] = slot[(threadIdx.x + 1) % 32];
+            __syncwarp();
+            if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&empty);
+        }
+    }
+}
+
+// Every thread copies 16 bytes, and the barrier learns when they have landed.
+__global__ void cp_async_mbar_kernel(const int* in, int* out) {
+    __shared__ uint64_t landed;
+    __shared__ uint4 buffer[64];
+    if (threadIdx.x == 0) ptx::mbar_init(&landed, 64);
+    __syncthreads();
+    ptx::cp_async_16(&buffer[threadIdx.x], in + 4 * threadIdx.x);
+    ptx::cp_async_mbar_arrive(&landed);
+    ptx::mbar_wait(&landed, 0);
+    reinterpret_cast<uint4*>(out)[threadIdx.x] = buffer[63 - threadIdx.x];
+}
+
+// ---- TMA: `image` is shared memory, byte for byte ----
+
+template <int RANK>
+__device__ void load_tile(void* tile, const CUtensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3, int x4, int policy) {
+    const uint64_t hint = policy == 2 ? ptx::l2_evict_last() : ptx::l2_evict_first();
+    if constexpr (RANK == 1) ptx::tma_load(tile, map, barrier, {x0});
+    if constexpr (RANK == 2) {
+        if (policy == 0) ptx::tma_load(tile, map, barrier, {x0, x1});
+        else ptx::tma_load(tile, map, barrier, {x0, x1}, hint);
+    }
+    if constexpr (RANK == 3) ptx::tma_load(tile, map, barrier, {x0, x1, x2});
+    if constexpr (RANK == 4) ptx::tma_load(tile, map, barrier, {x0, x1, x2, x3});
+    if constexpr (RANK == 5) ptx::tma_load(tile, map, barrier, {x0, x1, x2, x3, x4});
+}
+
+template <int RANK>
+__global__ void tma_load_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image, int bytes, int x0, int x1,
+                                int x2, int x3, int x4, int policy) {
+    __shared__ uint64_t barrier;
+    if (threadIdx.x == 0) {
+        ptx::tma_prefetch_map(&map);
+        ptx::mbar_init(&barrier, 1);
+        ptx::mbar_fence_init();
+        if constexpr (RANK == 2) ptx::tma_prefetch(&map, {x0, x1});
+        ptx::mbar_arrive_expect_tx(&barrier, bytes);
+        load_tile<RANK>(smem_raw, &map, &barrier, x0, x1, x2, x3, x4, policy);
+    }
+    __syncthreads();
+    ptx::mbar_wait(&barrier, 0);
+    for (int i = threadIdx.x; i < bytes; i += blockDim.x) image[i] = smem_raw[i];
+}
+
+// operation 0: store; 1: store with a cache hint; 2: add.
+template <int RANK>
+__global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const unsigned char* image, int bytes, int x0,
+                                 int x1, int x2, int x3, int x4, int operation) {
+    for (int i = threadIdx.x; i < bytes; i += blockDim.x) smem_raw[i] = image[i];
+    ptx::fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        if constexpr (RANK == 1) ptx::tma_store(&map, {x0}, smem_raw);
+        if constexpr (RANK == 2) {
+            if (operation == 0) ptx::tma_store(&map, {x0, x1}, smem_raw);
+            if (operation == 1) ptx::tma_store(&map, {x0, x1}, smem_raw, ptx::l2_evict_first());
+            if (operation == 2) ptx::tma_reduce_add(&map, {x0, x1}, smem_raw);
+        }
+        if constexpr (RANK == 3) ptx::tma_store(&map, {x0, x1, x2}, smem_raw);
+        if constexpr (RANK == 4) ptx::tma_store(&map, {x0, x1, x2, x3}, smem_raw);
+        if constexpr (RANK == 5) ptx::tma_store(&map, {x0, x1, x2, x3, x4}, smem_raw);
+        ptx::tma_commit();
+        ptx::tma_wait_read<0>();
+        ptx::tma_wait<0>();
+    }
+}
+
+// Copies `bytes` bytes through shared memory.
+__global__ void bulk_kernel(const unsigned char* in, unsigned char* out, int bytes) {
+    __shared__ uint64_t barrier;
+    if (threadIdx.x == 0) {
+        ptx::mbar_init(&barrier, 1);
+        ptx::mbar_fence_init();
+        ptx::bulk_prefetch(in, bytes);
+        ptx::mbar_expect_tx(&barrier, bytes);
+        ptx::bulk_load(smem_raw, in, bytes, &barrier);
+        ptx::mbar_arrive(&barrier);
+        ptx::mbar_wait(&barrier, 0);
+        ptx::bulk_store(out, smem_raw, bytes);
+        ptx::tma_commit();
+        ptx::tma_wait<0>();
+    }
+}
+
+template <class Element>
+__global__ void bulk_reduce_kernel(const Element* in, Element* sums, int n) {
+    Element* tile = reinterpret_cast<Element*>(smem_raw);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) tile[i] = in[blockIdx.x * n + i];
+    ptx::fence_proxy_async();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::bulk_reduce_add(sums, tile, n * int(sizeof(Element)));
+        ptx::tma_commit();
+        ptx::tma_wait<0>();
+    }
+}
+
+// ---- clusters of two ----
+
+// Block r loads rows 16r to 16r + 15 of a tile for both blocks; each then has all 32 rows.
+__global__ void __cluster_dims__(2, 1, 1) multicast_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image,
+                                                           int half_bytes, int policy) {
+    __shared__ uint64_t barrier;
+    const int rank = int(ptx::cluster_rank());
+    if (threadIdx.x == 0) {
+        ptx::mbar_init(&barrier, 1);
+        ptx::mbar_fence_init();
+        ptx::mbar_arrive_expect_tx(&barrier, 2 * half_bytes);
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    if (threadIdx.x == 0) {
+        void* half = smem_raw + rank * half_bytes;
+        if (policy == 0) ptx::tma_load_multicast(half, &map, &barrier, {0, 16 * rank}, 0b11);
+        else ptx::tma_load_multicast(half, &map, &barrier, {0, 16 * rank}, 0b11, ptx::l2_evict_last());
+    }
+    ptx::mbar_wait(&barrier, 0);
+    for (int i = threadIdx.x; i < 2 * half_bytes; i += blockDim.x) image[blockIdx.x * 2 * half_bytes + i] = smem_raw[i];
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// Each block writes into its neighbour's shared memory, arrives at its neighbour's barrier, and waits at its own.
+__global__ void __cluster_dims__(2, 1, 1) neighbours_kernel(const int* in, int* out, int* ranks) {
+    __shared__ uint64_t filled;
+    __shared__ int inbox[32];
+    const unsigned rank = ptx::cluster_rank(), other = rank ^ 1;
+    if (threadIdx.x == 0) {
+        ptx::mbar_init(&filled, 32);
+        ptx::mbar_fence_init();
+        ranks[blockIdx.x] = int(rank * 10 + ptx::cluster_size());
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    ptx::cluster_map(&inbox[31 - threadIdx.x], other)[0] = in[blockIdx.x * 32 + threadIdx.x];
+    ptx::mbar_arrive_cluster(&filled, other);
+    ptx::mbar_wait_cluster(&filled, 0);
+    out[blockIdx.x * 32 + threadIdx.x] = inbox[threadIdx.x];
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// Three warpgroups: the first gives registers back, the others take them.
+__global__ void __launch_bounds__(384, 1) registers_kernel(const int* in, int* out) {
+    int value = in[threadIdx.x];
+    if (threadIdx.x < 128) {
+        ptx::reg_dealloc<24>();
+        value += 1;
+    } else {
+        ptx::reg_alloc<240>();
+        value += 2;
+    }
+    out[threadIdx.x] = value;
+}
