@@ -602,7 +602,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #4944af5b
+# %% ../nbs/00_cuda.ipynb #c8a148e4
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -637,7 +637,8 @@ class Kernel:
         Raises `TypeError` or `ValueError` before anything runs, `CompileError`, `NotImplementedError` for a chip
         the file is not written for."""
         if self._seen != _generation: self._refresh()
-        device = _device_of(args)
+        first = args[0] if args else None
+        device = first.get_device() if isinstance(first, torch.Tensor) else _device_of(args)
         backend = backend or self.backend or ("cuda" if device >= 0 else "emulator")
         if backend == "emulator":
             options = {**_emulation.get({}), **options}

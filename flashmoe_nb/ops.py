@@ -13,34 +13,46 @@ from .attention import online_softmax
 from .attention.problem import check_qkv, check_shapes, scale_log2
 from .attention.tiling import launch_step
 
-# %% ../nbs/78_ops.ipynb #d834244d
+# %% ../nbs/78_ops.ipynb #b2e105a4
 _library = torch.library.Library("flashmoe_nb", "DEF")
-_library.define("attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float? softmax_scale, bool return_lse)"
-                " -> (Tensor, Tensor)")
+_library.define("attention_forward(Tensor q, Tensor k, Tensor v, bool causal, float? softmax_scale, bool return_lse,"
+                " int seqlen_dim) -> (Tensor, Tensor)")
+
+def _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    problem = check_shapes(q.shape, k.shape, v.shape, seqlen_dim=seqlen_dim)
+    return launch_step(online_softmax.STEP, problem, q, k, v, causal=causal, softmax_scale=softmax_scale,
+                       return_lse=return_lse, seqlen_dim=seqlen_dim)
 
 @torch.library.impl(_library, "attention_forward", "CUDA")
-def _attention_cuda(q, k, v, causal, softmax_scale, return_lse):
-    problem = check_shapes(q.shape, k.shape, v.shape)
-    result = launch_step(online_softmax.STEP, problem, q, k, v, causal=causal, softmax_scale=softmax_scale, return_lse=return_lse)
+def _attention_dispatched(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    result = _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     return result if return_lse else (result, q.new_empty(0, dtype=torch.float32))
 
 @torch.library.impl(_library, "attention_forward", "Meta")
-def _attention_meta(q, k, v, causal, softmax_scale, return_lse):
-    return torch.empty_like(q), q.new_empty(q.shape[:3] if return_lse else 0, dtype=torch.float32)
+def _attention_meta(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    lse_shape = (q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]) if return_lse else 0
+    return torch.empty_like(q), q.new_empty(lse_shape, dtype=torch.float32)
 
-# %% ../nbs/78_ops.ipynb #084095d5
-def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool):
-    "Checked q, k, v `[batch, num_heads, seqlen, head_dim]` → out and lse (empty unless asked for)."
-    if q.device.type == "cpu":
-        scale_log2(softmax_scale, q.shape[-1])      # refuses what is no finite number
-        out, lse = reference.attention(q, k, v, causal=causal, softmax_scale=softmax_scale, return_lse=True)
-        return out.to(q.dtype), lse.float()
+# %% ../nbs/78_ops.ipynb #917439a4
+def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, seqlen_dim: int = 2):
+    "Attention on checked tensors: out, and with `return_lse` also lse `[batch, heads, seqlen]`."
+    if q.device.type == "cpu": return _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("attention on CUDA tensors has no backward yet: "
                                   "call it under torch.no_grad(), or on CPU tensors")
-    return torch.ops.flashmoe_nb.attention_forward(q, k, v, causal, softmax_scale, return_lse)
+    if type(q) is torch.Tensor and q.is_cuda and not torch.compiler.is_compiling():
+        return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+    result = torch.ops.flashmoe_nb.attention_forward(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+    return result if return_lse else result[0]
 
-# %% ../nbs/78_ops.ipynb #ed989c4e
+def _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    scale_log2(softmax_scale, q.shape[3])       # refuses what is no finite number
+    heads_first = [x.transpose(seqlen_dim, 2) for x in (q, k, v)]
+    out, lse = reference.attention(*heads_first, causal=causal, softmax_scale=softmax_scale, return_lse=True)
+    out = out.to(q.dtype).transpose(seqlen_dim, 2).contiguous()
+    return (out, lse.float()) if return_lse else out
+
+# %% ../nbs/78_ops.ipynb #7c169ef8
 def flash_attention_science(Q, K, V, causal: bool = False, softmax_scale: float | None = None, *, return_lse: bool = False):
     """Exact attention, `softmax(Q Kᵀ · softmax_scale) V`.
 
@@ -51,10 +63,9 @@ def flash_attention_science(Q, K, V, causal: bool = False, softmax_scale: float 
     CUDA tensors run this package's fastest kernel, CPU tensors an exact float64 reference, with gradients.
     Raises `TypeError`, `ValueError` naming the argument, `NotImplementedError` for a missing backward or chip."""
     check_qkv(Q, K, V, ("Q", "K", "V"))
-    out, lse = _attention(Q, K, V, causal, softmax_scale, return_lse)
-    return (out, lse) if return_lse else out
+    return _attention(Q, K, V, causal, softmax_scale, return_lse)
 
-# %% ../nbs/78_ops.ipynb #26cbb736
+# %% ../nbs/78_ops.ipynb #8d0e2a40
 def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
                     window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes=None,
                     deterministic: bool = False, return_attn_probs: bool = False):
@@ -68,6 +79,5 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
         if given != supported:
             raise NotImplementedError(f"{name}={given!r}: no kernel does this yet; supported is {supported!r}")
     check_qkv(q, k, v, seqlen_dim=1)
-    out, lse = _attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal, softmax_scale, return_attn_probs)
-    out = out.transpose(1, 2)
-    return (out, lse, None) if return_attn_probs else out
+    result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
+    return (*result, None) if return_attn_probs else result

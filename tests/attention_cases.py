@@ -29,8 +29,8 @@ def poisoned_outputs(monkeypatch):
     "Fill every output with NaN before the kernel runs, so that an element it does not write is seen."
     allocate = tiling.new_outputs
 
-    def poisoned(q, return_lse):
-        outputs = allocate(q, return_lse)
+    def poisoned(q, problem, return_lse):
+        outputs = allocate(q, problem, return_lse)
         for x in outputs:
             if x is not None:
                 x.fill_(math.nan)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'MAX_HEAD_DIM', 'LOG2_E', 'LAYOUTS', 'Problem', 'check_tensors', 'check_shapes', 'check_qkv', 'scale_log2',
-           'loadable', 'new_outputs']
+           'rows_of', 'new_outputs']
 
 # %% ../../nbs/09_attention_call.ipynb #637a2187
 import functools
@@ -70,7 +70,7 @@ def check_qkv(q, k, v, names=("q", "k", "v"), seqlen_dim: int = 2) -> Problem:
         check_tensors(dict(zip(names, (q, k, v), strict=True)))
     return check_shapes(q.shape, k.shape, v.shape, names, seqlen_dim)
 
-# %% ../../nbs/09_attention_call.ipynb #25dce1b7
+# %% ../../nbs/09_attention_call.ipynb #ae5786e4
 def scale_log2(softmax_scale, head_dim: int) -> float:
     "The softmax scale in powers of two, `scale * log2(e)`; `None` is `1/sqrt(head_dim)`. Raises `TypeError`, `ValueError`."
     if softmax_scale is None: return head_dim**-0.5 * LOG2_E
@@ -79,14 +79,16 @@ def scale_log2(softmax_scale, head_dim: int) -> float:
     _need(math.isfinite(softmax_scale), f"softmax_scale must be finite, got {softmax_scale}")
     return softmax_scale * LOG2_E
 
-def loadable(x: torch.Tensor) -> torch.Tensor:
-    "`x` itself if its rows can be read 16 bytes at a time, else a contiguous copy."
-    batch, head, row, element = x.stride()
-    if element == 1 and not (batch | head | row) % 8 and not x.data_ptr() % 16: return x
-    return x.clone(memory_format=torch.contiguous_format)
+def rows_of(x: torch.Tensor, seqlen_dim: int = 2) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    "`x`, or a contiguous copy if its rows cannot be read 16 bytes at a time; and its batch, head and row strides."
+    strides = x.stride()
+    if strides[3] != 1 or (strides[0] | strides[1] | strides[2]) % 8 or x.data_ptr() % 16:
+        x = x.clone(memory_format=torch.contiguous_format)
+        strides = x.stride()
+    return x, (strides[0], strides[3 - seqlen_dim], strides[seqlen_dim])
 
-def new_outputs(q: torch.Tensor, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def new_outputs(q: torch.Tensor, problem: Problem, return_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     "Uninitialised `out`, laid out in memory as q is, and `lse` `[batch, num_heads, seqlen_q]` float32 if asked for."
     out = torch.empty_like(q)
     if out.stride(3) != 1: out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    return out, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if return_lse else None
+    return out, torch.empty(problem[:2] + problem[3:4], dtype=torch.float32, device=q.device) if return_lse else None
