@@ -63,13 +63,13 @@ def target(capability: tuple[int, int], claimed=DEFAULT_ARCHITECTURES) -> str:
         return name + "a" if name + "a" in ARCHITECTURES else name
     raise NotImplementedError(f"no kernel for {name}: this file is written for {', '.join(claimed)}")
 
-# %% ../nbs/00_cuda.ipynb #0d605329
+# %% ../nbs/00_cuda.ipynb #5d00c874
 def _kernels_folder() -> Path:
     "The kernels as package data (an installed wheel), else the folder beside the package (a checkout)."
     try:
         return Path(str(files("flashmoe_nb.kernels")))
     except (ModuleNotFoundError, TypeError):
-        return Path(__file__).resolve().parent.parent / "kernels"
+        return Path(str(files("flashmoe_nb"))).parent / "kernels"
 
 KERNELS = _kernels_folder()
 
