@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBE', 'PARTS', 'EXAMPLES', 'Part', 'installed', 'look_for_gpu', 'look_for_driver', 'look_for_nvrtc',
            'look_for_torch', 'look_for_compiler', 'cache_size', 'diagnose', 'doctor_report', 'run_command',
-           'store_command', 'export_command', 'docs_command', 'NoTool', 'doctor_command', 'bench_command',
+           'store_command', 'export_command', 'docs_command', 'CommandError', 'doctor_command', 'bench_command',
            'command_line', 'main']
 
 # %% ../nbs/07_command_line.ipynb #ddd05bd3
@@ -193,7 +193,7 @@ def export_command(args) -> int:
     if found: print("Run `make export`.")
     return 1 if found else 0
 
-# %% ../nbs/07_command_line.ipynb #3ec924d7
+# %% ../nbs/07_command_line.ipynb #7a5eef9c
 class _Handler(http.server.SimpleHTTPRequestHandler):
     "Serves files without a line per request."
     def log_message(self, *args): pass
@@ -202,7 +202,7 @@ def docs_command(args) -> int:
     "`flashmoe-nb docs`: build the site into docs/_site; serve it on 127.0.0.1 until interrupted."
     root = checkout()
     if importlib.util.find_spec("sphinx") is None:
-        raise NoTool("building the site needs Sphinx: pip install -e '.[dev]'")
+        raise CommandError("building the site needs Sphinx: pip install -e '.[dev]'")
     site = root / "docs" / "_site"
     built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "docs", str(site)], cwd=root, check=False)
     if built.returncode or not args.serve: return built.returncode
@@ -212,10 +212,10 @@ def docs_command(args) -> int:
         server.serve_forever()
     return 0
 
-class NoTool(RuntimeError):
-    "A program or package that the command needs is missing; the message says how to get it."
+class CommandError(RuntimeError):
+    "The command cannot be carried out; the message says why, and what to do."
 
-# %% ../nbs/07_command_line.ipynb #25a12675
+# %% ../nbs/07_command_line.ipynb #39110228
 def doctor_command(args) -> int:
     "`flashmoe-nb doctor`: 0 if kernels can run on something, else 1."
     found = diagnose()
@@ -225,16 +225,18 @@ def doctor_command(args) -> int:
 def bench_command(args) -> int:
     "`flashmoe-nb bench`: measure, and write the results."
     from flashmoe_nb import bench
-    bench.run_bench()
+    for name in args.suites:
+        if name not in bench.SUITES: raise CommandError(f"no suite {name!r}; there are {', '.join(bench.SUITES)}")
+    bench.run_bench(args.suites or None, output=args.output, quick=args.quick)
     return 0
 
-# %% ../nbs/07_command_line.ipynb #86e5823c
+# %% ../nbs/07_command_line.ipynb #76d39f12
 EXAMPLES = {
     "run": "flashmoe-nb run\nflashmoe-nb run 10 20_online_softmax\nflashmoe-nb run --timeout 60 nbs/10_tiling.ipynb",
     "store": "flashmoe-nb run --archive notebooks.tar.gz     # where the GPU is\nflashmoe-nb store notebooks.tar.gz",
     "export": "flashmoe-nb export\nflashmoe-nb export --check",
     "docs": "flashmoe-nb docs\nflashmoe-nb docs --port 8080\nflashmoe-nb docs --no-serve",
-    "bench": "flashmoe-nb bench",
+    "bench": "flashmoe-nb bench\nflashmoe-nb bench attention --quick --output results",
     "doctor": "flashmoe-nb doctor",
 }
 
@@ -245,7 +247,7 @@ def _command(commands, name: str, function, summary: str):
     parser.set_defaults(function=function)
     return parser
 
-# %% ../nbs/07_command_line.ipynb #d784317f
+# %% ../nbs/07_command_line.ipynb #6fc664d5
 def command_line() -> argparse.ArgumentParser:
     "The parser behind `flashmoe-nb`."
     parser = argparse.ArgumentParser(prog="flashmoe-nb", description="A literate workbook of CUDA kernels.")
@@ -264,10 +266,13 @@ def command_line() -> argparse.ArgumentParser:
     one.add_argument("--no-serve", dest="serve", action="store_false", help="only build")
     one.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any free one")
     _command(commands, "doctor", doctor_command, "show what was found on this machine, and what is missing")
-    _command(commands, "bench", bench_command, "measure the kernels and their peers on this machine's GPU")
+    one = _command(commands, "bench", bench_command, "measure the kernels and their peers on this machine")
+    one.add_argument("suites", nargs="*", metavar="SUITE", help="such as attention; default: all that can run here")
+    one.add_argument("--output", metavar="FOLDER", help="where results go; default: nbs/results, from a GPU only")
+    one.add_argument("--quick", action="store_true", help="few and small shapes, to see that it works")
     return parser
 
-# %% ../nbs/07_command_line.ipynb #7622f9bd
+# %% ../nbs/07_command_line.ipynb #0b833695
 def main(arguments: list[str] | None = None) -> int:
     "The console script `flashmoe-nb`: returns the exit code."
     args = command_line().parse_args(arguments)
@@ -277,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("flashmoe_nb"): raise
         print(f"flashmoe-nb: this command needs {error.name}: pip install 'flashmoe_nb[workbook]'", file=sys.stderr)
-    except (NoCheckout, NoTool, TangleError, ExportError, StoreError, FileNotFoundError) as error:
+    except (NoCheckout, CommandError, TangleError, ExportError, StoreError, FileNotFoundError) as error:
         print(f"flashmoe-nb: {error}", file=sys.stderr)
     return 2
 

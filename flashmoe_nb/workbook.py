@@ -345,7 +345,7 @@ def _cell_markdown(cell: dict) -> list[str]:
     shown = [] if re.search(r"echo:\s*false", directives) else [_fence(code.strip(), "python")]
     return shown + [text for text in map(_output_markdown, cell["outputs"]) if text]
 
-# %% ../nbs/01_workbook.ipynb #157e6e8f
+# %% ../nbs/01_workbook.ipynb #51a9a2e9
 LADDER = "<!-- ladder -->"
 
 def ladder(root: Path) -> str:
@@ -356,7 +356,7 @@ def ladder(root: Path) -> str:
         if not re.search(r"#\| default_exp (?:attention|moe)\.", text) or int(notebook.name[:2]) < 10: continue
         opening = _joined(json.loads(text)["cells"][0]["source"])
         title, summary = re.search(r"^# (.+)$", opening, re.M), re.search(r"^> (.+)$", opening, re.M)
-        rows.append(f"| [{notebook.name[:2]} {title[1]}](nbs/{notebook.name}) | {summary[1] if summary else ''} |")
+        rows.append(f"| [{title[1]}](nbs/{notebook.name}) | {summary[1] if summary else ''} |")
     return "\n".join(["| step | what it is |", "|:--|:--|", *rows])
 
 # %% ../nbs/01_workbook.ipynb #364f0ff2

@@ -343,6 +343,15 @@ class TestHelp:
         assert cli.main(["run", "77"]) == 2
         assert capsys.readouterr().err == "flashmoe-nb: no notebook '77'; there are 10_good\n"
 
+    def test_bench_passes_its_options_on(self, monkeypatch, capsys):
+        from flashmoe_nb import bench
+        called = []
+        monkeypatch.setattr(bench, "run_bench", lambda *args, **options: called.append((args, options)))
+        assert cli.main(["bench"]) == 0 and cli.main(["bench", "host", "--quick", "--output", "x"]) == 0
+        assert called == [((None,), dict(output=None, quick=False)), ((["host"],), dict(output="x", quick=True))]
+        assert cli.main(["bench", "nothing"]) == 2
+        assert "no suite 'nothing'; there are attention" in capsys.readouterr().err
+
     def test_a_missing_package_is_named(self, root, monkeypatch, capsys):
         monkeypatch.chdir(root)
         monkeypatch.setitem(sys.modules, "nbclient", None)

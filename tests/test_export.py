@@ -113,10 +113,10 @@ class TestReadme:
 
     def test_the_ladder_lists_the_steps(self, tmp_path):
         write_notebook(tmp_path / "nbs" / "09_x.ipynb", "#| default_exp attention.x", markdown=["# Before\n\n> Not a step."])
-        write_notebook(tmp_path / "nbs" / "10_y.ipynb", "#| default_exp attention.y", markdown=["# A step\n\n> What it is."])
+        write_notebook(tmp_path / "nbs" / "10_y.ipynb", "#| default_exp attention.y", markdown=["# 10 · A step\n\n> What it is."])
         write_notebook(tmp_path / "nbs" / "78_z.ipynb", "#| default_exp z", markdown=["# Operations\n\n> Not a step."])
         text = self.readme(tmp_path, {"cell_type": "markdown", "source": "# T\n\n<!-- ladder -->\n\nend"})
-        assert text.endswith("# T\n\n| step | what it is |\n|:--|:--|\n| [10 A step](nbs/10_y.ipynb) | What it is. |\n\nend\n")
+        assert text.endswith("# T\n\n| step | what it is |\n|:--|:--|\n| [10 · A step](nbs/10_y.ipynb) | What it is. |\n\nend\n")
 
     def test_directives(self, tmp_path):
         output = {"output_type": "stream", "name": "stdout", "text": "shown"}
