@@ -25,14 +25,6 @@ from flashmoe_nb.reference import (
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def inputs(*args, **kwargs):
     return attention_inputs(*args, device="cpu", **kwargs)
 
@@ -408,6 +400,35 @@ def test_what_a_check_shows(problem):
     wrong = judge(problem, out=one_wrong(problem, NAN), raises=False)._repr_mimebundle_()
     assert json.loads(json.dumps(wrong, allow_nan=False))["application/vnd.flashmoe.check+json"]["passed"] is False
     assert check_attention(problem["out"], problem["q"], problem["k"], problem["v"], causal=True).backend == "emulator"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_judge_is_the_same_on_a_gpu(dtype):
+    q, k, v = inputs(2, 4, 300, 64, seqlen_k=333, num_heads_k=2, dtype=dtype)
+    on_gpu = [x.cuda() for x in (q, k, v)]
+    out, lse = attention(q, k, v, causal=True, return_lse=True)
+    gpu_out, gpu_lse = attention(*on_gpu, causal=True, return_lse=True)
+    torch.testing.assert_close(gpu_out.cpu(), out)
+    torch.testing.assert_close(gpu_lse.cpu(), lse)
+    whole = [x.repeat_interleave(2, 1) for x in on_gpu[1:]]
+    fused = torch.nn.functional.scaled_dot_product_attention(on_gpu[0], *whole)
+    check = check_attention(fused, *on_gpu)
+    assert check.passed and check.backend == "cuda"
+    fused[1, 3, 299, 63] += 0.1
+    with pytest.raises(AssertionError, match=r"worst at \[1, 3, 299, 63\]"):
+        check_attention(fused, *on_gpu)
+    tokens, w_gate_up, w_down, logits = moe_inputs(40, 8, 64, 96, dtype=dtype, device="cuda")
+    weights, ids = route(logits, 2, dtype=torch.float32)
+    check_routing(weights, ids, logits)
+    arguments = (tokens, w_gate_up, w_down, weights, ids)
+    assert check_moe(experts(*arguments, dtype=torch.float32).to(dtype), *arguments).backend == "cuda"
+
+
+@pytest.mark.gpu
+def test_ties_go_to_the_lower_id_on_a_gpu():
+    logits = torch.randint(0, 3, (500, 256), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(route(logits.cuda(), 8)[1].cpu(), route(logits, 8)[1])
 
 
 # Mixture-of-Experts

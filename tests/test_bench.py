@@ -1,0 +1,593 @@
+"""The harness against clocks that are known, the counts against loops, the results format, and the plots."""
+
+import gc
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import warnings
+
+import pytest
+import torch
+
+from flashmoe_nb import bench, plots, reference
+
+
+@pytest.fixture(autouse=True)
+def quiet_torch():
+    with warnings.catch_warnings(action="ignore"):  # torch also warns why a backend of its attention is unavailable
+        yield
+
+
+class FalseTime:
+    "A stopwatch that moves only when told to, in seconds."
+
+    def __init__(self):
+        self.time, self.calls = 0.0, []
+
+    def __call__(self):
+        return self.time
+
+    def kernel(self, name, seconds):
+        "A function that takes `seconds(call number)` and notes what it was called with."
+        count = itertools.count()
+
+        def run(*arguments):
+            self.calls.append((name, *arguments))
+            self.time += seconds(next(count))
+
+        return run
+
+
+INPUTS = [("first",), ("second",), ("third",)]
+
+
+def test_compare_measures_by_the_clock():
+    now = FalseTime()
+    kernels = {"a": now.kernel("a", lambda i: 0.001 * (i + 1)), "b": now.kernel("b", lambda i: 0.5)}
+    found = bench.compare(kernels, INPUTS, warmup=2, samples=5, clock=bench.HostClock(now))
+    assert found["a"].samples_ms == pytest.approx((3, 4, 5, 6, 7))  # calls 0 and 1 were warm-up
+    assert found["b"].samples_ms == pytest.approx((500,) * 5)
+    a = found["a"]
+    assert (a.median_ms, a.min_ms, a.max_ms) == pytest.approx((5, 3, 7)) and a.clock == "host clock"
+
+
+def test_compare_takes_turns_and_rotates_inputs():
+    now = FalseTime()
+    names = ("a", "b", "c", "d")
+    bench.compare({n: now.kernel(n, lambda i: 0.001) for n in names}, INPUTS, warmup=4, samples=12, clock=bench.HostClock(now))
+    assert len(now.calls) == 4 * (4 + 12)
+    assert {(name, argument) for name, argument in now.calls[:16]} == {(n, *i) for n in names for i in INPUTS}  # warm-up
+    rounds = [now.calls[i : i + 4] for i in range(16, 64, 4)]
+    for i, calls in enumerate(rounds):
+        assert {name for name, _ in calls} == set(names)  # every round times each of them once
+        assert {argument for _, argument in calls} == {INPUTS[i % 3][0]}  # on the same input
+    first = [calls[0][0] for calls in rounds]
+    assert first == ["a", "b", "c", "d"] * 3  # and each begins a round equally often
+
+
+def test_taking_turns_cancels_drift():
+    now = FalseTime()
+
+    def drifting(i):
+        return 0.010 * (1 + now.time / 4)  # every second makes it a quarter slower
+
+    found = bench.compare({n: now.kernel(n, drifting) for n in "ab"}, INPUTS, samples=41, clock=bench.HostClock(now))
+    a, b = found["a"], found["b"]
+    assert a.max_ms > 1.15 * a.min_ms
+    assert b.median_ms == pytest.approx(a.median_ms, rel=0.01)
+
+
+def test_compare_rejects():
+    kernels = {"a": lambda x: x}
+    for message, arguments in (
+        ("at least 3", (kernels, INPUTS[:2], {})),
+        ("mode", (kernels, INPUTS, dict(mode="lazy"))),
+        ("need CUDA", (kernels, INPUTS, dict(mode="graph"))),
+        ("need CUDA", (kernels, INPUTS, dict(flush_l2=True))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bench.compare(arguments[0], arguments[1], **arguments[2])
+    assert bench.compare({}, INPUTS) == {}
+
+
+def test_an_error_of_an_implementation_is_not_swallowed():
+    def broken(x):
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        bench.compare({"broken": broken}, INPUTS)
+
+
+@pytest.fixture
+def false_gpu(monkeypatch):
+    "torch.cuda as a list of what was put into the queue."
+    queue = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            queue.append("event")
+            self.at = len(queue)
+
+        def elapsed_time(self, end):
+            assert queue[-1] == "synchronize"
+            return float(end.at - self.at)
+
+    class Scratch:
+        def zero_(self):
+            queue.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: queue.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: queue.append("sleep"))
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: Scratch())
+    monkeypatch.setattr(bench, "_on_cuda", lambda inputs: True)
+    return queue
+
+
+@pytest.mark.parametrize("flush_l2", [False, True])
+def test_a_gpu_is_timed_between_events_and_never_waited_for_in_between(false_gpu, flush_l2):
+    found = bench.compare({"a": lambda x: false_gpu.append("kernel")}, INPUTS, warmup=2, samples=4, flush_l2=flush_l2)
+    one = ["flush"] * flush_l2 + ["sleep", "event", "kernel", "event"]
+    assert false_gpu == ["kernel"] * 2 + ["synchronize"] + one * 4 + ["synchronize"]
+    assert found["a"].samples_ms == (2.0,) * 4 and found["a"].clock == "CUDA events"
+
+
+def test_graph_mode_captures_once_and_times_the_replay(false_gpu, monkeypatch):
+    captured = []
+
+    def capture(run):
+        captured.append(run)
+        return lambda: false_gpu.append("replay")
+
+    monkeypatch.setattr(bench, "_captured", capture)
+    bench.compare({"a": lambda x: false_gpu.append("kernel")}, INPUTS, warmup=1, samples=2, mode="graph")
+    assert len(captured) == 3 and "kernel" not in false_gpu and false_gpu.count("replay") == 3
+
+
+def test_host_time():
+    now, made = FalseTime(), []
+
+    def fresh():
+        made.append(object())
+        now.time += 1.0  # making inputs is not part of a call
+        return (made[-1],)
+
+    launch = now.kernel("launch", lambda i: 20e-6 if i >= 4 else 1.0)  # the first batch compiles
+    timing = bench.host_time(launch, fresh, batch=4, rounds=3, now=now)
+    assert timing.samples_ms == pytest.approx((0.020,) * 3)
+    seen = [argument for _, argument in now.calls]
+    assert len(seen) == 16 == len(set(map(id, seen)))  # never the same tensor twice
+
+
+def test_host_time_leaves_the_garbage_collector_as_it_was():
+    def fails():
+        raise RuntimeError("launch failed")
+
+    gc.enable()
+    bench.host_time(lambda: None, tuple, batch=2, rounds=2)
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError):
+        bench.host_time(fails, tuple)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        bench.host_time(lambda: None, tuple, batch=2, rounds=2)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_peak_memory_wants_cuda():
+    with pytest.raises(ValueError, match="CUDA"):
+        bench.peak_memory(torch.relu, torch.zeros(3))
+
+
+def test_a_comparison_shows_itself():
+    found = bench.Comparison(a=bench.Timing((1.0, 2.0, 9.0), "CUDA events"), bb=bench.Timing((3.0, 4.0, 5.0), "CUDA events"))
+    assert repr(found).splitlines()[0] == "a   2 ms (1 to 9, 3 samples, CUDA events)"
+    assert "2.00 ×" in found._repr_html_() and "1 to 9" in found._repr_html_()
+
+
+def test_a_measurement_shows_itself():
+    bundle = bench.Measurement("copy", "4.2 TB/s", "cuda")._repr_mimebundle_()
+    record = dict(name="copy", text="4.2 TB/s", backend="cuda")
+    assert bundle["application/vnd.flashmoe.measurement+json"] == record and bundle["text/plain"] == "copy: 4.2 TB/s (cuda)"
+
+
+# Counting and predicting
+
+
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(8, 8), (3, 11), (11, 3), (1, 64)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_flops(seqlen_q, seqlen_k, causal):
+    visible = reference.visible_keys(seqlen_q, seqlen_k, causal=causal)
+    pairs = seqlen_q * seqlen_k if visible is None else int(visible.sum())
+    counted = bench.attention_flops(2, 3, seqlen_q, seqlen_k, 16, causal)
+    diagonal = min(seqlen_q, seqlen_k) / 2 if causal else 0  # the convention counts half of it
+    assert counted == 2 * 3 * 16 * 4 * (pairs - diagonal)
+    assert bench.attention_flops(2, 3, seqlen_q, seqlen_k, 16, causal, backward=True) == 2.5 * counted
+
+
+def test_attention_bytes():
+    q, k = torch.zeros(2, 6, 5, 16).bfloat16(), torch.zeros(2, 3, 7, 16).bfloat16()
+    total = sum(x.numel() * x.element_size() for x in (q, k, k, q))
+    assert bench.attention_bytes(2, 6, 5, 7, 16, num_heads_k=3) == total
+    assert bench.attention_bytes(2, 6, 5, 5, 16, itemsize=4) == 4 * 4 * q.numel()
+
+
+def test_moe_counts():
+    assert bench.moe_flops(10, 2, 8, 4) == 10 * 2 * (2 * 8 * 8 + 2 * 4 * 8)  # 2·inter rows of length 8, then hidden rows of 4
+    assert bench.moe_bytes(10, 8, 4, touched_experts=3) == 2 * (3 * (2 * 4 * 8 + 8 * 4) + 2 * 10 * 8)
+    draw = random.Random(0)
+    touched = [len({e for _ in range(20) for e in draw.sample(range(32), 3)}) for _ in range(400)]
+    assert bench.expected_touched(20, 32, 3) == pytest.approx(statistics.mean(touched), rel=0.02)
+    assert bench.expected_touched(1, 8, 2) == pytest.approx(2)
+
+
+def test_predict():
+    machine = {"cublas_bf16_tflops": 800.0, "copy_TBps": 4.0}
+    by_memory = bench.predict(flops=1e9, bytes=4e9, ceilings=machine)
+    assert (by_memory.ms, by_memory.limit) == (pytest.approx(1.0), "memory")
+    by_compute = bench.predict(flops=8e12, bytes=4e9, ceilings=machine)
+    assert (by_compute.ms, by_compute.limit) == (pytest.approx(10.0), "compute")
+
+
+def test_ceilings_of_this_machine(monkeypatch):
+    monkeypatch.setattr(bench.cuda, "available_backend", lambda: "emulator")
+    taken = iter([0.002, 0.004])  # seconds of the copy, of the product
+
+    def false_compare(implementations, inputs, samples):
+        seconds = next(taken)
+        for function in implementations.values():
+            function(*inputs[0])
+        return {name: bench.Timing((1e3 * seconds,), "false") for name in implementations}
+
+    monkeypatch.setattr(bench, "compare", false_compare)
+    found = bench.ceilings()
+    tflops, bandwidth = 2 * 1024**3 / 0.004 / 1e12, 2 * 2**26 / 0.002 / 1e12
+    assert found == {"cpu_fp32_tflops": pytest.approx(tflops), "copy_TBps": pytest.approx(bandwidth)}
+
+
+# Results
+
+
+def attention_row(**changes):
+    row = dict(impl="tiling", dtype="bf16", batch=1, num_heads=2, num_heads_k=2, seqlen_q=64, seqlen_k=64, head_dim=64,
+               causal=False, median_ms=1.0, min_ms=0.9, max_ms=1.5, samples=[1.0], tflops=0.5)
+    return row | changes
+
+
+def test_results_are_written_and_read_whole(tmp_path):
+    rows = [attention_row(), attention_row(impl="sdpa_flash", extra_bytes=0)]
+    path = bench.write_results(tmp_path / "deep" / "attention_forward.json", rows, ceilings={"copy_TBps": 4.2})
+    stored = bench.read_results("attention_forward", path.parent)
+    assert list(stored) == ["env", "ceilings", "rows"] and stored["rows"] == rows and stored["ceilings"] == {"copy_TBps": 4.2}
+    assert set(stored["env"]) == {"gpu", "driver", "cuda", "nvrtc", "torch", "cupy", "commit", "dirty", "date"}
+    assert len(path.read_text().splitlines()) == len(rows) + 2  # a row a line
+    bench.write_results(path, rows[:1])
+    assert bench.read_results("attention_forward", path.parent)["rows"] == rows[:1]  # replaced, not merged
+    assert os.listdir(path.parent) == ["attention_forward.json"] and path.stat().st_mode & 0o777 == 0o644
+    assert bench.read_results("moe_forward", path.parent) is None
+    assert bench.write_results(tmp_path / "own_name.json", []).is_file()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([attention_row(), {k: v for k, v in attention_row().items() if k != "tflops"}], "row 1 of .* lacks tflops"),
+        ([attention_row(tflops=float("nan"))], "not finite"),
+        ([attention_row(samples=[float("inf")])], "not finite"),
+    ],
+)
+def test_a_bad_row_leaves_the_old_file(tmp_path, rows, message):
+    path = bench.write_results(tmp_path / "attention_forward.json", [attention_row()])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        bench.write_results(path, rows)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["attention_forward.json"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = bench.write_results(tmp_path / "host_overhead.json", [dict(op="a", median_us=1.0)])
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.write_results(path, [dict(op="b", median_us=2.0)])
+    assert path.read_bytes() == before
+
+
+def test_rows_name_the_unit():
+    timing = bench.Timing((1.0, 2.0, 4.0), "CUDA events")
+    assert timing.row() == dict(median_ms=2.0, min_ms=1.0, max_ms=4.0, samples=[1.0, 2.0, 4.0])
+    assert timing.row("us") == dict(median_us=2000.0, min_us=1000.0, max_us=4000.0, samples=[1000.0, 2000.0, 4000.0])
+
+
+def test_environment_names_the_commit():
+    root = bench.checkout(bench.cuda.KERNELS)
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    found = bench.environment()
+    if head.returncode == 0:
+        assert found["commit"] == head.stdout.strip() and found["dirty"] in (True, False)
+    assert found["torch"] == torch.__version__ and found["date"].endswith("+00:00")
+    json.dumps(found, allow_nan=False)
+
+
+def test_environment_without_history(monkeypatch):
+    monkeypatch.setattr(bench, "_output_of", lambda *command: None)
+    monkeypatch.delenv("FLASHMOE_COMMIT", raising=False)
+    assert bench.environment()["commit"] is None
+    monkeypatch.setenv("FLASHMOE_COMMIT", "abc123")
+    assert bench.environment()["commit"] == "abc123" and bench.environment()["dirty"] is None
+
+
+def test_a_missing_program_is_not_an_error():
+    assert bench._output_of("a-program-that-does-not-exist") is None
+    assert bench._output_of("false") is None and bench._output_of("echo", "x") == "x"
+
+
+# Peers and tables
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_peers_compute_attention(causal, capsys):
+    q, k, v = reference.attention_inputs(1, 4, 40, 32, num_heads_k=2, device="cpu")
+    peers = bench.sdpa_peers()
+    found = bench.usable(peers, q, k, v, causal=causal)
+    assert {"sdpa_default", "sdpa_math"} <= set(found) and all(seconds > 0 for seconds in found.values())
+    for name in found:
+        reference.check_attention(peers[name](q, k, v, causal=causal), q, k, v, causal=causal, unit_normal=False)
+    left_out = set(peers) - set(found)
+    assert "sdpa_cudnn" in left_out and all(f"{name}: left out" in capsys.readouterr().out for name in sorted(left_out)[:1])
+
+
+def test_peers_refuse_a_causal_mask_they_align_otherwise():
+    q, k, v = reference.attention_inputs(1, 1, 4, 32, seqlen_k=8, device="cpu")
+    assert bench.usable(bench.sdpa_peers(), q, k, v, causal=True) == {}
+    with pytest.raises(NotImplementedError, match="top left"):
+        bench.sdpa_peers()["sdpa_default"](q, k, v, causal=True)
+
+
+def test_usable_passes_on_other_errors():
+    def wrong_type(x):
+        raise TypeError("no tensor")
+
+    with pytest.raises(TypeError):
+        bench.usable({"a": wrong_type}, 1)
+
+
+def test_attention_shapes_are_those_of_the_tables():
+    shapes = bench.attention_shapes()
+    founding, table = shapes[:6], shapes[6:]
+    assert {(s.batch, s.num_heads, s.head_dim) for s in founding} == {(4, 8, 64)} and len(table) == 36
+    assert all(s.batch * s.seqlen == 16384 and s.num_heads * s.head_dim == 2048 for s in table)
+    assert len(set(shapes)) == 42 and set(bench.attention_shapes(quick=True)) <= set(shapes)
+
+
+def exact(q, k, v, *, causal=False):
+    return reference.attention(q, k, v, causal=causal, dtype=torch.float32).to(q.dtype)
+
+
+def no_mask(q, k, v, *, causal=False):
+    return exact(q, k, v)
+
+
+def unsupported(q, k, v, *, causal=False):
+    raise NotImplementedError("head_dim 32: no kernel")
+
+
+def test_bench_attention(tmp_path, capsys):
+    shapes = [bench.AttentionShape(1, 2, 32, 32, causal) for causal in (False, True)]
+    steps = dict(exact=exact, no_mask=no_mask, unsupported=unsupported)
+    rows = bench.bench_attention(steps, shapes, samples=3, warmup=1, device="cpu", progress=False)
+    path = bench.write_results(tmp_path / "attention_forward.json", rows)  # has every key
+    assert path.is_file()
+    ours = [(row["impl"], row["causal"]) for row in rows if not row["impl"].startswith("sdpa")]
+    assert ours == [("exact", False), ("no_mask", False), ("exact", True)]  # fast and wrong does not count
+    printed = capsys.readouterr().out
+    assert "because it is wrong: no_mask" in printed and "unsupported: left out, head_dim 32" in printed
+    for row in rows:
+        assert len(row["samples"]) == 3 and row["dtype"] == "bf16"
+        flops = bench.attention_flops(1, 2, 32, 32, 32, row["causal"])
+        assert row["tflops"] == pytest.approx(flops / row["median_ms"] / 1e9)
+
+
+def test_an_error_of_a_step_stops_the_table():
+    def broken(q, k, v, *, causal=False):
+        raise RuntimeError("does not compile")
+
+    with pytest.raises(RuntimeError, match="does not compile"):
+        bench.bench_attention(dict(broken=broken), [bench.AttentionShape(1, 1, 8, 32, False)], device="cpu", progress=False)
+
+
+def test_a_slow_call_gets_fewer_samples():
+    shapes = [bench.AttentionShape(1, 1, 16, 32, False)]
+    settings = dict(samples=9, peers=False, device="cpu", progress=False)
+    assert [len(row["samples"]) for row in bench.bench_attention(dict(exact=exact), shapes, slow_ms=1e9, **settings)] == [9]
+    assert [len(row["samples"]) for row in bench.bench_attention(dict(exact=exact), shapes, slow_ms=0.0, **settings)] == [5]
+
+
+def test_steps_are_found_by_their_names():
+    steps = bench.attention_steps()
+    assert {"tiling", "online_softmax", "flashmoe_nb"} <= set(steps) and all(map(callable, steps.values()))
+    assert "tiling_per_tile" not in steps
+
+
+# The command
+
+
+@pytest.fixture
+def suites(monkeypatch):
+    "Two small suites, and ceilings that cost nothing."
+    asked = []
+
+    def rows(quick):
+        asked.append(quick)
+        return [dict(op="a", median_us=1.5, samples=[1.0, 2.0])]
+
+    monkeypatch.setattr(bench, "ceilings", lambda: {"copy_TBps": 1.0, "cpu_fp32_tflops": 0.1})
+    monkeypatch.setattr(bench, "SUITES", {"gpu": bench.Suite("host_overhead", "host time", rows),
+                                          "any": bench.Suite("own_file", "a thing", rows, False)})
+    return asked
+
+
+def on_backend(monkeypatch, backend):
+    monkeypatch.setattr(bench.cuda, "available_backend", lambda: backend)
+
+
+def test_without_a_gpu_the_bench_says_what_it_cannot_measure(suites, tmp_path, monkeypatch, capsys):
+    on_backend(monkeypatch, "emulator")
+    monkeypatch.setattr(bench, "results_folder", lambda: pytest.fail("nothing may be written by default"))
+    assert bench.run_bench() == []
+    printed = capsys.readouterr().out
+    assert "gpu: host time" in printed.split("not measured")[1] and "any: a thing" in printed.split("not measured")[0]
+    assert bench.run_bench(output=tmp_path) == [tmp_path / "own_file.json"]
+    assert bench.read_results("own_file", tmp_path)["ceilings"] == {"copy_TBps": 1.0, "cpu_fp32_tflops": 0.1}
+    assert bench.run_bench(["gpu"], tmp_path) == [] and suites == [False, False]
+
+
+def test_on_a_gpu_the_bench_writes_into_the_workbook(suites, tmp_path, monkeypatch, capsys):
+    on_backend(monkeypatch, "cuda")
+    monkeypatch.setattr(bench, "results_folder", lambda: tmp_path)
+    assert bench.run_bench(quick=True) == [] and os.listdir(tmp_path) == []  # a quick run is no result
+    assert bench.run_bench() == [tmp_path / "host_overhead.json"]
+    assert bench.run_bench(["gpu", "any"], tmp_path / "else", quick=True) == [
+        tmp_path / "else" / "host_overhead.json", tmp_path / "else" / "own_file.json"]  # fmt: skip
+    assert suites == [True, False, True, True]
+    assert "not measured" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown speed; there are gpu, any"):
+        bench.run_bench(["speed"])
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [dict(), dict(flush_l2=True), dict(mode="graph"), dict(mode="graph", flush_l2=True)], ids=str)
+def test_compare_on_a_gpu(settings):
+    inputs = [[torch.full((2**20,), float(i), device="cuda"), torch.empty(2**20, device="cuda")] for i in range(3)]
+    found = bench.compare({"copy": lambda x, y: y.copy_(x), "add": lambda x, y: torch.add(x, 1.0)}, inputs, samples=6, **settings)
+    assert all(t.clock == "CUDA events" and len(t.samples_ms) == 6 and t.min_ms > 0 for t in found.values())
+    assert all(torch.equal(x, y) for x, y in inputs)
+
+
+@pytest.mark.gpu
+def test_the_host_is_not_part_of_a_gpu_time():
+    inputs = [[torch.zeros(2**26, device="cuda")] for _ in range(3)]  # 256 MiB each
+
+    def slow_host(x):
+        sum(range(2000))  # some 20 µs of Python before the launch
+        return x.add_(1)
+
+    found = bench.compare({"plain": lambda x: x.add_(1), "slow host": slow_host}, inputs)
+    assert found["slow host"].median_ms == pytest.approx(found["plain"].median_ms, rel=0.1)
+
+
+@pytest.mark.gpu
+def test_peak_memory_on_a_gpu():
+    def two_buffers(x):
+        large = torch.zeros(2**26, dtype=torch.uint8, device="cuda")
+        return x + large[: len(x)]
+
+    x = torch.zeros(2**21, dtype=torch.uint8, device="cuda")
+    assert bench.peak_memory(two_buffers, x) == 2**26
+    assert bench.peak_memory(lambda x: x.add_(1), x) == 0
+
+
+@pytest.mark.gpu
+def test_the_suites_run_on_a_gpu(tmp_path, capsys):
+    shapes = [bench.AttentionShape(2, 4, 256, 64, causal) for causal in (False, True)]
+    rows = bench.bench_attention(bench.attention_steps(), shapes, samples=3, progress=False)
+    measured = {row["impl"] for row in rows}
+    assert {"tiling", "online_softmax", "flashmoe_nb", "sdpa_default", "sdpa_math"} <= measured, capsys.readouterr().out
+    math = next(row for row in rows if row["impl"] == "sdpa_math")
+    ours = next(row for row in rows if row["impl"] == "flashmoe_nb")
+    assert math["extra_bytes"] >= 2 * 4 * 256 * 256 * 2 > ours["extra_bytes"]  # the scores, materialised or not
+    host = bench.bench_host(quick=True)
+    assert {"tiling", "sdpa_default", "torch.empty_like"} <= {row["op"] for row in host}
+    path = bench.write_results(tmp_path / "attention_forward.json", rows, ceilings=bench.ceilings(samples=3))
+    stored = bench.read_results("attention_forward", path.parent)
+    assert stored["env"]["gpu"] == torch.cuda.get_device_name() and stored["env"]["driver"]
+    assert set(stored["ceilings"]) == {"cublas_bf16_tflops", "copy_TBps"} and min(stored["ceilings"].values()) > 0
+
+
+# Plots
+
+
+def speed_rows():
+    return [attention_row(impl=impl, seqlen_q=s, causal=causal, tflops=s / 100 + causal)
+            for impl in ("tiling", "sdpa_flash") for s in (1024, 256) for causal in (False, True)]  # fmt: skip
+
+
+def test_plot_speed_shows_one_case_at_a_time():
+    fig = plots.plot_speed(speed_rows(), ceiling=20.0)
+    assert [(t.name, t.meta, t.visible) for t in fig.data] == [
+        ("tiling", "not causal", True), ("sdpa_flash", "not causal", True),
+        ("tiling", "causal", False), ("sdpa_flash", "causal", False)]  # fmt: skip
+    line = fig.data[0]
+    assert list(line.x) == [256, 1024] and list(line.y) == [2.56, 10.24] and "51% of the ceiling" in line.text[1]
+    buttons = fig.layout.updatemenus[0].buttons
+    assert [b.label for b in buttons] == ["not causal", "causal"]
+    assert buttons[1].args[0]["visible"] == [False, False, True, True]
+    alone = plots.plot_speed([row for row in speed_rows() if row["causal"]])
+    assert not alone.layout.updatemenus and "ceiling" not in alone.data[0].text[0]
+
+
+def test_plot_speed_keeps_problems_of_other_sizes_apart():
+    rows = speed_rows() + [row | dict(num_heads=8) for row in speed_rows()]
+    fig = plots.plot_speed(rows)
+    assert len(fig.layout.updatemenus[0].buttons) == 4 and all(len(set(t.x)) == len(t.x) for t in fig.data)
+
+
+def test_plot_roofline():
+    machine = {"copy_TBps": 2.0, "cublas_bf16_tflops": 100.0, "other_tflops": 50.0}
+    fig = plots.plot_roofline([dict(name="a", flops=1e12, bytes=1e12, ms=1000.0)], machine)
+    roof, point = fig.data
+    assert roof.x[1] == pytest.approx(50) and roof.y[1] == roof.y[2] == 100 and roof.y[0] == pytest.approx(2 * roof.x[0])
+    assert (point.x[0], point.y[0]) == (1, pytest.approx(1)) and "50% of the roof" in point.hovertemplate
+
+
+def test_plot_bars_and_masks():
+    fig = plots.plot_bars({"prediction": 3.0, "this step": 2.0}, "ms", limit=4.0)
+    assert list(fig.data[0].x) == [3, 2] and fig.layout.xaxis.range[1] > 4 and fig.data[0].marker.pattern.shape == ("/", "")
+    fig = plots.plot_masks({"a": torch.tensor([[True, False]]), "b": torch.ones(2, 2).bool()})
+    assert [list(map(list, trace.z)) for trace in fig.data] == [[[1, 0]], [[1, 1], [1, 1]]]
+
+
+def test_colours_stay_with_their_names():
+    for names in (["sdpa_flash", "x"], ["x", "y", "sdpa_flash", "flashmoe_nb"]):
+        given = plots.colours(names)
+        assert given["sdpa_flash"] == plots.COLOURS["sdpa_flash"] and len(set(given.values())) == len(names)
+    assert len(plots.colours([str(i) for i in range(20)])) == 20
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", sorted({plots.INK, *plots.PALETTE, *plots.COLOURS.values()}))
+@pytest.mark.parametrize("paper", ["#ffffff", "#14181e"])
+def test_colours_are_seen_on_light_and_on_dark_paper(colour, paper):
+    light, dark = sorted((luminance(colour), luminance(paper)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 3  # what WCAG asks for graphics
+
+
+def test_figures_are_plain_data():
+    machine = {"copy_TBps": 2.0, "some_tflops": 100.0}
+    figures = [plots.plot_speed(speed_rows()), plots.plot_bars({"a": 1.0}, "ms"), plots.figure(x="x", y="y", title="t", log_x=True),
+               plots.plot_roofline([dict(name="a", flops=1e12, bytes=1e12, ms=1.0)], machine),
+               plots.plot_masks({"a": torch.ones(2, 2).bool()})]  # fmt: skip
+    for fig in figures:
+        text = fig.to_json()
+        assert json.loads(text)["layout"]["template"]["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)" and len(text) < 20_000
