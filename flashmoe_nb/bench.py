@@ -355,12 +355,13 @@ def sdpa_peers() -> dict[str, Callable]:
     "torch's attention by each of its backends, as `name(q, k, v, *, causal, softmax_scale)`: for timing, no lse."
     return {name: partial(_sdpa, backend) for name, backend in _SDPA.items()}
 
-# %% ../nbs/04_bench.ipynb #4b38968f
-def usable(implementations: Mapping[str, Callable], *arguments, errors=RuntimeError, **settings) -> dict[str, float]:
+# %% ../nbs/04_bench.ipynb #6e091d2f
+def usable(implementations: Mapping[str, Callable], *arguments, errors=RuntimeError, at: Any = "this shape",
+           **settings) -> dict[str, float]:
     """Call each implementation once to compile and once to time: name → seconds of a warm call.
 
-    One that raises one of `errors` is left out, and the reason is printed. The default covers unsupported shapes
-    (`NotImplementedError` included) and lack of memory."""
+    One that raises one of `errors` is left out, and the reason is printed with `at`, the problem's name. The default
+    covers unsupported shapes (`NotImplementedError` included) and lack of memory."""
     seconds = {}
     for name, function in implementations.items():
         try:
@@ -370,7 +371,7 @@ def usable(implementations: Mapping[str, Callable], *arguments, errors=RuntimeEr
                 if torch.cuda.is_available(): torch.cuda.synchronize()
             seconds[name] = perf_counter() - start
         except errors as error:
-            print(f"{name}: left out, {str(error).strip().splitlines()[0]}")
+            print(f"{name} left out at {at}: {str(error).strip().splitlines()[0]}")
             if torch.cuda.is_available(): torch.cuda.empty_cache()
     return seconds
 
@@ -416,7 +417,7 @@ def _is_right(name: str, function: Callable, q: Tensor, k: Tensor, v: Tensor, ca
     if not check.passed: print(f"left out, because it is wrong: {check}")
     return check.passed
 
-# %% ../nbs/04_bench.ipynb #48f121d4
+# %% ../nbs/04_bench.ipynb #b7e67507
 def bench_attention(implementations: Mapping[str, Callable], shapes: Sequence[AttentionShape], *, samples: int = 21,
                     warmup: int = 4, dtype: torch.dtype = torch.bfloat16, device=None, peers: bool = True,
                     slow_ms: float = 200.0, progress: bool = True) -> list[dict]:
@@ -427,15 +428,15 @@ def bench_attention(implementations: Mapping[str, Callable], shapes: Sequence[At
     with a printed reason, where it does not support the shape, lacks memory or gives a wrong output.
     A call slower than `slow_ms` gets 5 samples. On CUDA `extra_bytes` is the memory beyond inputs and outputs."""
     rows, libraries = [], sdpa_peers() if peers else {}
-    unsupported = (NotImplementedError, torch.cuda.OutOfMemoryError)      # any other error of ours is one
+    unsupported = (NotImplementedError, torch.cuda.OutOfMemoryError)      # any other error of a step is a bug
     for shape in track(shapes, description="attention", disable=not progress):
         generator = torch.Generator(device or cuda.device()).manual_seed(0)
         size = (shape.batch, shape.num_heads, shape.seqlen, shape.head_dim)
         inputs = [[torch.randn(size, generator=generator, device=generator.device, dtype=dtype) for _ in range(3)]
                   for _ in range(3)]
-        ours = usable(implementations, *inputs[0], errors=unsupported, causal=shape.causal)
+        ours = usable(implementations, *inputs[0], errors=unsupported, at=shape, causal=shape.causal)
         ours = {n: s for n, s in ours.items() if _is_right(n, implementations[n], *inputs[0], shape.causal)}
-        seconds = ours | usable(libraries, *inputs[0], causal=shape.causal)
+        seconds = ours | usable(libraries, *inputs[0], at=shape, causal=shape.causal)
         calls = {name: partial((implementations | libraries)[name], causal=shape.causal) for name in seconds}
         slow = {name for name in seconds if 1e3 * seconds[name] > slow_ms}
         timings = compare({n: calls[n] for n in calls if n not in slow}, inputs, warmup=warmup, samples=samples)
