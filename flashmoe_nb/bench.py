@@ -472,7 +472,7 @@ def bench_emulator(quick: bool = False) -> list[dict]:
                       us_per_score=1e3 * timing.median_ms / seqlen**2) for name, timing in timings.items()]
     return rows
 
-# %% ../nbs/04_bench.ipynb #e05c3669
+# %% ../nbs/04_bench.ipynb #23698725
 class Suite(NamedTuple):
     "Something to measure: `rows(quick)` gives the rows of `<file>.json`; `what` completes \"measures …\"."
     file: str
@@ -486,6 +486,8 @@ def _attention_suite(quick: bool) -> list[dict]:
 SUITES = {
     "attention": Suite("attention_forward", "the speed of attention forward, torch's backends beside it", _attention_suite),
     "host": Suite("host_overhead", "what a call costs the host", bench_host),
+    "profile": Suite("profile", "what the chip's counters say of every attention step (notebook 88)",
+                     lambda quick: importlib.import_module("flashmoe_nb.profile").bench_profile(quick)),
     "emulator": Suite("emulator_cost", "what emulating an attention step costs, no GPU speed", bench_emulator, False),
 }
 
