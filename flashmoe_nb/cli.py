@@ -247,7 +247,7 @@ def _command(commands, name: str, function, summary: str):
     parser.set_defaults(function=function)
     return parser
 
-# %% ../nbs/07_command_line.ipynb #6fc664d5
+# %% ../nbs/07_command_line.ipynb #7efb918b
 def command_line() -> argparse.ArgumentParser:
     "The parser behind `flashmoe-nb`."
     parser = argparse.ArgumentParser(prog="flashmoe-nb", description="A literate workbook of CUDA kernels.")
@@ -255,7 +255,7 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     one = _command(commands, "run", run_command, "execute notebooks and show what held (in a checkout)")
     one.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="path, name or number; default: all")
-    one.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for each; default: %(default)s")
+    one.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="for each; default: %(default)s")
     one.add_argument("--store", action="store_true", help="store the outputs in nbs/ (on a GPU only)")
     one.add_argument("--archive", metavar="FILE.tar.gz", help="put outputs and results into a file (on a GPU only)")
     one = _command(commands, "store", store_command, "put an archive of a GPU run into nbs/ (in a checkout)")

@@ -96,8 +96,8 @@ def records(book, mime: str) -> list[dict]:
     return [output["data"][mime] for cell in book.cells for output in cell.get("outputs", ())
             if mime in output.get("data", {})]
 
-# %% ../nbs/05_runner.ipynb #c22de8fd
-def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 300, on_cell=lambda done: None) -> Result:
+# %% ../nbs/05_runner.ipynb #4168e746
+def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 600, on_cell=lambda done: None) -> Result:
     """Run a notebook from the top in a fresh process; the executed copy goes to `.run/`, failed or not.
 
     `timeout`: seconds for all cells together. `on_cell` is called with the number of cells done."""
@@ -142,7 +142,7 @@ def select(root: Path, names) -> list[Path]:
         if not paths: raise FileNotFoundError(f"no notebook {name!r}; there are {', '.join(p.stem for p in found)}")
     return [p for p in found if not names or any(p in paths for paths in chosen.values())]
 
-# %% ../nbs/05_runner.ipynb #c0c67f6e
+# %% ../nbs/05_runner.ipynb #26eefabc
 def _progress(console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     return Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -150,7 +150,7 @@ def _progress(console):
 
 def _count_cells(notebook: Path) -> int: return len(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
 
-def run(root: Path, chosen: list[Path], backend: str, console, *, timeout: float = 300) -> list[Result]:
+def run(root: Path, chosen: list[Path], backend: str, console, *, timeout: float = 600) -> list[Result]:
     "Execute notebooks one after another, with progress on a rich `Console`; a failing one does not stop the others."
     prepare(root)
     results = []
