@@ -58,7 +58,7 @@ def test_figure_diagram_and_formula_are_drawn(chromium, url, look):  # noqa: F81
         page = visit.open("nbs/98_sample.html")
         page.wait_for_selector(".plotly-figure .main-svg .bars .point", state="attached")
         page.wait_for_selector("pre.mermaid svg")
-        assert page.locator("mjx-container svg").count() == 2
+        assert page.locator("mjx-container svg").count() == 3
         width = page.locator(".plotly-figure .main-svg").first.bounding_box()["width"]
         assert 300 < width <= page.locator("article").bounding_box()["width"]
 

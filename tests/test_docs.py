@@ -176,6 +176,7 @@ def test_tracebacks_show_without_escape_codes(sample):
 
 
 def test_formulas_are_left_to_the_vendored_script(sample):
+    assert re.search(r'<span class="together"><span class="math[^>]*>\\\(\\ell\\\)</span>,</span> its', sample.html)
     assert r"\(m_j = \max(m_{j-1}, \max_k s_{jk})\)" in sample.text
     assert any("vendor/mathjax/tex-svg.js" in asset for asset in sample.assets)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import plotly
 import workbook_reader as reader
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
@@ -225,7 +227,24 @@ def keep_outputs_inside(app):
     app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(folder))
 
 
+class KeepPunctuation(SphinxPostTransform):
+    """Keep a formula and the comma after it on one line: a browser may break a line behind any formula it draws."""
+
+    default_priority = 700
+    formats = ("html",)
+
+    def run(self, **_):
+        for formula in list(self.document.findall(nodes.math)):
+            follower = formula.next_node(descend=False, siblings=True)
+            mark = re.match(r"[,.;:!?)]+", follower) if isinstance(follower, nodes.Text) else None
+            if mark:
+                parent, place = formula.parent, formula.parent.index(formula)
+                together = nodes.inline("", "", formula.deepcopy(), nodes.Text(mark[0]), classes=["together"])
+                parent[place : place + 2] = [together, nodes.Text(follower[mark.end() :])]
+
+
 def setup(app):
+    app.add_post_transform(KeepPunctuation)
     app.add_lexer("workbook", reader.WorkbookLexer)
     app.connect("config-inited", stage)
     app.connect("builder-inited", keep_outputs_inside, priority=900)

@@ -38,11 +38,12 @@
     for (const axis of new Set([...axes, "xaxis", "yaxis"])) {
       for (const line of ["gridcolor", "zerolinecolor", "linecolor"]) update[`${axis}.${line}`] = grid;
     }
-    for (const kind of ["updatemenus", "sliders"]) {
+    const controls = { updatemenus: "font.color", sliders: "currentvalue.font.color" };
+    for (const [kind, font] of Object.entries(controls)) {
       (layout[kind] || []).forEach((_, i) => {
         update[`${kind}[${i}].bgcolor`] = colour("--pst-color-surface");
         update[`${kind}[${i}].bordercolor`] = grid;
-        update[`${kind}[${i}].font.color`] = text;
+        update[`${kind}[${i}].${font}`] = text;
       });
     }
     return update;

@@ -100,6 +100,7 @@ class Visit:
 
     def __init__(self, browser, base, **context):
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(90_000)  # milliseconds; other tests may be using the same cores
         self.page, self.base, self.trouble = self.context.new_page(), base, []
         note = self.trouble.append
         self.page.on("pageerror", lambda error: note(f"uncaught: {error}"))
