@@ -165,6 +165,23 @@ def test_host_time():
     assert len(seen) == 16 == len(set(map(id, seen)))  # never the same tensor twice
 
 
+def test_host_time_keeps_results_and_lets_the_collector_rest():
+    class Output:
+        alive = 0
+
+        def __init__(self):
+            Output.alive += 1
+            seen.append((Output.alive, gc.isenabled()))
+
+        def __del__(self):
+            Output.alive -= 1
+
+    seen = []
+    bench.host_time(Output, tuple, batch=3, rounds=2)
+    assert [alive for alive, _ in seen] == [1, 2, 3] * 3  # a result is freed after its batch: outputs are fresh, too
+    assert not any(enabled for _, enabled in seen[3:])
+
+
 def test_host_time_leaves_the_garbage_collector_as_it_was():
     def fails():
         raise RuntimeError("launch failed")
