@@ -6,8 +6,8 @@
 __all__ = ['ROW_KEYS', 'SUITES', 'HostClock', 'CudaClock', 'Timing', 'Comparison', 'compare', 'ceilings', 'Measurement',
            'Prediction', 'predict', 'attention_flops', 'attention_bytes', 'moe_flops', 'moe_bytes', 'expected_touched',
            'host_time', 'peak_memory', 'environment', 'results_folder', 'write_results', 'read_results', 'sdpa_peers',
-           'usable', 'attention_steps', 'AttentionShape', 'attention_shapes', 'bench_attention', 'bench_host',
-           'bench_emulator', 'Suite', 'run_bench']
+           'usable', 'attention_steps', 'AttentionShape', 'attention_shapes', 'bench_attention', 'launch_copy',
+           'bench_host', 'bench_emulator', 'Suite', 'run_bench']
 
 # %% ../nbs/04_bench.ipynb #f0370795
 import gc
@@ -452,13 +452,22 @@ def _attention_row(name: str, shape: AttentionShape, dtype, timing: Timing, call
                causal=shape.causal, **timing.row(), tflops=flops / timing.median_ms / 1e9)
     return row | {"extra_bytes": peak_memory(call, *arguments)} if _on_cuda([arguments]) else row
 
-# %% ../nbs/04_bench.ipynb #6ff3d63c
+# %% ../nbs/04_bench.ipynb #a4a38fb4
+def launch_copy(x: Tensor) -> Tensor:
+    "A copy of float32 `x`, by a kernel launch and nothing else."
+    y = torch.empty_like(x)
+    cuda.compile("common/copy.cu", "copy_kernel").launch(-(-x.numel() // 256), 256, (x, y, x.numel()))
+    return y
+
+# %% ../nbs/04_bench.ipynb #d2cffdc2
 def bench_host(quick: bool = False) -> list[dict]:
     "Host time of a warm call: torch's cheapest, torch's attention, every step. Rows of `host_overhead.json`."
     def arguments(): return [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     calls = {**attention_steps(), "sdpa_default": sdpa_peers()["sdpa_default"]}
     timings = {name: host_time(calls[name], arguments, rounds=5 if quick else 15) for name in usable(calls, *arguments())}
-    timings["torch.empty_like"] = host_time(torch.empty_like, lambda: arguments()[:1])
+    def one_argument(): return [torch.randn(1024, device="cuda")]
+    for name, call in (("a kernel launch", launch_copy), ("torch.empty_like", torch.empty_like)):
+        timings[name] = host_time(call, one_argument, rounds=5 if quick else 15)
     return [dict(op=name, **timing.row("us")) for name, timing in timings.items()]
 
 def bench_emulator(quick: bool = False) -> list[dict]:
