@@ -8,15 +8,15 @@ __all__ = ['RUNTIME', 'CHECKS', 'SCHEDULES', 'EmulatorUnavailable', 'Compiler', 
            'StackOverflow', 'DivisionByZero', 'KernelFault', 'AssertionFailed', 'Trap', 'SharedMemoryExceeded', 'Event',
            'Report', 'Built']
 
-# %% ../nbs/06_emulator.ipynb #518b7a52
+# %% ../nbs/06_emulator.ipynb #85a0a31a
 import ctypes
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import os
 import re
 import shlex
-import shutil
 import struct
 import subprocess
 import sys
@@ -87,9 +87,10 @@ def _runtime_digest(compiler: Compiler) -> str:
     files = sorted(f for f in RUNTIME.rglob("*") if f.suffix in (".h", ".cpp"))
     return _digest(compiler, _FLAGS, [(str(f.relative_to(RUNTIME)), f.read_bytes()) for f in files])
 
-# %% ../nbs/06_emulator.ipynb #15e3cf97
+# %% ../nbs/06_emulator.ipynb #53d971a9
 def _compile_runtime(compiler: Compiler, folder: Path, library: str):
     "Compile each folder of sources as one unit, at the same time, and link them."
+    folder.mkdir()
     around = ("shared_front", "shared_back")          # linked with every kernel, not into the runtime
     units = {}
     for source in sorted(RUNTIME.rglob("*.cpp")):
@@ -108,16 +109,14 @@ def _runtime(compiler: Compiler) -> Path:
     "The folder with the runtime's library, built if it is not there."
     digest = _runtime_digest(compiler)
     folder = cache_dir() / "emulator" / digest
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            _compile_runtime(compiler, building, f"libemulator-{digest}.so")
-            building.rename(folder)
-        except OSError:
-            if not folder.exists(): raise              # otherwise another process was faster
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    if folder.exists(): return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)               # let go when the file is closed, or the process dies
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as building:
+                _compile_runtime(compiler, Path(building) / digest, f"libemulator-{digest}.so")
+                Path(building, digest).rename(folder)
     return folder
 
 # %% ../nbs/06_emulator.ipynb #270e2fd6
@@ -157,12 +156,13 @@ def _load(folder: Path) -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     return library
 
-# %% ../nbs/06_emulator.ipynb #a469d7cb
-# Lines survive only if calls return to where they were made and a full stack is noticed page by page.
-_KERNEL_FLAGS = ("-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fstack-clash-protection",
+# %% ../nbs/06_emulator.ipynb #8feaff95
+_KERNEL_FLAGS = ("-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fstack-clash-protection", "-fsanitize=alignment",
                  "-ffunction-sections", "-fdata-sections")
-_PLAIN_FLAGS = ("-fsanitize=alignment",)
 _CHECK_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
+# Equal code on two lines stays two pieces of code, or an error could not say which of the lines it is.
+_GCC_FLAGS = ("-fno-gnu-unique", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-code-hoisting", "-fno-ipa-icf")
+_CLANG_FLAGS = ("-mllvm", "-sink-common-insts=0", "-mllvm", "-hoist-common-insts=0", "-mllvm", "-enable-tail-merge=0")
 _DIAGNOSTIC = re.compile(r"^(?:\./)?(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.M)
 
 def _compile_error(source: Source, name: str, log: str) -> CompileError:
@@ -187,7 +187,7 @@ def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, li
                    "kernel.o", runtime / "shared_back.o", next(runtime.glob("libemulator-*.so")), "-o", "kernel.so"), folder)
         os.replace(Path(folder, "kernel.so"), library)
 
-# %% ../nbs/06_emulator.ipynb #e84977e8
+# %% ../nbs/06_emulator.ipynb #6dde776a
 CHECKS = {"memory": 1, "init": 2}
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 _built: dict[Path, "Built"] = {}
@@ -205,8 +205,8 @@ def build(source: Source, name: str, defines: dict[str, str | int] | None = None
     instrumented. Raises `CompileError`, `EmulatorUnavailable`, `ValueError` for a check that does not exist."""
     compiler, chip = find_compiler(), ARCHITECTURES[source.architectures[-1]]
     version = 100 * chip.capability[0] + 10 * chip.capability[1]
-    command = (*compiler.command, *_FLAGS, *_KERNEL_FLAGS, *(_CHECK_FLAGS if _checks(check) else _PLAIN_FLAGS),
-               *(("-fno-gnu-unique",) if compiler.is_gcc else ()), f"-DFLASHMOE_ARCH={version}",
+    command = (*compiler.command, *_FLAGS, *_KERNEL_FLAGS, *(_CHECK_FLAGS if _checks(check) else ()),
+               *(_GCC_FLAGS if compiler.is_gcc else _CLANG_FLAGS), f"-DFLASHMOE_ARCH={version}",
                *(f"-D{key}={value}" for key, value in (defines or {}).items()))
     runtime = _runtime(compiler)
     library = runtime / f"{_digest(source.digest, name, command)}.so"

@@ -93,7 +93,7 @@ void report_fault(Worker& w) {
     else if (extent && f.write && !extent->writable)
         note("OutOfBounds", site, "writes %s, which is const", describe_address(f.address).c_str());
     else
-        note("OutOfBounds", site, "%s %s", does, f.address ? describe_address(f.address).c_str() : "at an address that cannot exist");
+        note("OutOfBounds", site, "%s %s", does, f.has_address ? describe_address(f.address).c_str() : "at an address that cannot exist");
 }
 
 }  // namespace emu

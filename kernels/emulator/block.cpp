@@ -71,6 +71,8 @@ void end_spinning(Block& block) {
 static Fiber* finish(Block& block) {
     for (auto& state : block.states)
         if (state) state->block_finished();
+    if (const void* p = block.shared.stray_write())
+        fail("OutOfBounds", 0, "something was written %s; check=(\"memory\",) says by which line", describe_address(p).c_str());
     return nullptr;
 }
 

@@ -282,7 +282,9 @@ LineTable::LineTable(const ElfFile& file) {
 std::vector<Frame> LineTable::frames(uint64_t address) const {
     auto after = std::upper_bound(rows_.begin(), rows_.end(), address, [](uint64_t a, const Row& row) { return a < row.address; });
     if (after == rows_.begin() || std::prev(after)->end) return {};
-    const Row& row = *std::prev(after);
+    auto at = std::prev(after);
+    while (at->line == 0 && at != rows_.begin() && !std::prev(at)->end) --at;     // 0: merged from several lines; the one before it
+    const Row& row = *at;
     std::vector<Frame> found;
     for (const Inlined& i : inlined_)                            // outer calls come first
         if (address >= i.low && address < i.high) found.push_back({files_[i.unit].at(i.file), i.line});

@@ -50,8 +50,8 @@ static void handle(int signal, siginfo_t* info, void* context) {
     Worker* w = worker;
     if (!w || !w->current) return pass_on(signal, info, context);
     const ucontext_t& machine = *static_cast<ucontext_t*>(context);
-    w->fault = {signal, faulting_instruction(machine), info->si_addr, was_write(machine)};
-    if (signal == SIGSEGV && info->si_code == SI_KERNEL) w->fault.address = nullptr;     // not an address the MMU can hold
+    const bool has_address = info->si_code != SI_KERNEL;      // an address that the MMU cannot even look at is not reported
+    w->fault = {signal, faulting_instruction(machine), info->si_addr, was_write(machine), has_address};
     switch_context(w->abandoned, w->main);
 }
 

@@ -93,6 +93,7 @@ struct Block {
     std::vector<std::unique_ptr<State>> states;
     SharedMemory shared;
     bool ended = false;
+    long long clock_reads = 0;
     std::string output;                                       // of printf
     std::string trace;                                        // a line per wait, wake and exit
     Counters counters;
@@ -109,7 +110,7 @@ struct Worker {
     const Action* action = nullptr;                           // being run
     Context main, abandoned;                                  // where the OS thread itself waits; what nobody goes back to
     std::unique_ptr<Error> error;
-    struct Fault { int signal; Site pc; void* address; bool write; } fault{};
+    struct Fault { int signal; Site pc; void* address; bool write, has_address; } fault{};
     std::atomic<uint64_t> progress{0};                        // for the watchdog
 };
 

@@ -21,8 +21,8 @@ void assertion_failed(const char* expression) { fail("AssertionFailed", EMU_SITE
 
 void trap() { fail("Trap", EMU_SITE, "__trap()"); }
 
-// A clock that moves and repeats from run to run: the number of times the block has switched threads.
-long long clock() { return (long long)block().counters.switches; }
+// A clock that moves and repeats from run to run: it ticks when the block switches threads and when it is read.
+long long clock() { return (long long)block().counters.switches + ++block().clock_reads; }
 
 uint32_t shared_address(const void* pointer, Site site) {
     const SharedMemory& shared = block().shared;

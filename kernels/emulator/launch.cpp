@@ -87,6 +87,8 @@ static void reset_block(Block& block, long cluster) {
     block.states.clear();
     block.output.clear();
     block.ended = false;
+    block.clock_reads = 0;
+    block.counters.switches = 0;
     block.scheduler.schedule.seed(Schedule::Order(spec.schedule), spec.seed, uint64_t(block.number));
     block.shared.poison();
     start_threads(block);

@@ -3,20 +3,15 @@
 #include "access.h"
 
 #define EMU_CALLBACK extern "C" __attribute__((visibility("default")))
-#define EMU_SIZE(bytes, aligned_name, prefix)                                                                     \
-    EMU_CALLBACK void __tsan_##prefix##read##bytes(void* p) { announce<aligned_name>(p, bytes, Access::read, EMU_SITE); }    \
-    EMU_CALLBACK void __tsan_##prefix##write##bytes(void* p) { announce<aligned_name>(p, bytes, Access::write, EMU_SITE); }
+#define EMU_SIZE(prefix, bytes)                                                                                       \
+    EMU_CALLBACK void __tsan_##prefix##read##bytes(void* p) { instrumented_access(p, bytes, Access::read, EMU_SITE); } \
+    EMU_CALLBACK void __tsan_##prefix##write##bytes(void* p) { instrumented_access(p, bytes, Access::write, EMU_SITE); }
 
 using namespace emu;
 
-template <bool aligned> static inline void announce(const void* p, size_t bytes, Access kind, Site site) {
-    if (aligned && reinterpret_cast<uintptr_t>(p) % bytes) misaligned_access(p, bytes, std::to_string(bytes).append(" bytes").c_str(), site);
-    instrumented_access(p, bytes, kind, site);
-}
-
-EMU_SIZE(1, true, ) EMU_SIZE(2, true, ) EMU_SIZE(4, true, ) EMU_SIZE(8, true, ) EMU_SIZE(16, true, )
-EMU_SIZE(1, true, volatile_) EMU_SIZE(2, true, volatile_) EMU_SIZE(4, true, volatile_) EMU_SIZE(8, true, volatile_) EMU_SIZE(16, true, volatile_)
-EMU_SIZE(2, false, unaligned_) EMU_SIZE(4, false, unaligned_) EMU_SIZE(8, false, unaligned_) EMU_SIZE(16, false, unaligned_)
+EMU_SIZE(, 1) EMU_SIZE(, 2) EMU_SIZE(, 4) EMU_SIZE(, 8) EMU_SIZE(, 16)
+EMU_SIZE(unaligned_, 2) EMU_SIZE(unaligned_, 4) EMU_SIZE(unaligned_, 8) EMU_SIZE(unaligned_, 16)
+EMU_SIZE(volatile_, 1) EMU_SIZE(volatile_, 2) EMU_SIZE(volatile_, 4) EMU_SIZE(volatile_, 8) EMU_SIZE(volatile_, 16)
 
 EMU_CALLBACK void __tsan_read_range(void* p, long bytes) { instrumented_access(p, size_t(bytes), Access::read, EMU_SITE); }
 EMU_CALLBACK void __tsan_write_range(void* p, long bytes) { instrumented_access(p, size_t(bytes), Access::write, EMU_SITE); }

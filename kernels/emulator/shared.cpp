@@ -24,6 +24,7 @@ void SharedMemory::attach(const SharedLayout& layout, const Module& module, size
     if (dynamic_bytes) objects_.push_back({dynamic_, dynamic_ + dynamic_bytes, nullptr});
     written_.assign(shadow ? dynamic_address_ + dynamic_bytes : 0, 0);
     protect(true);
+    for (const Margin& m : margins()) std::memset(m.begin, pattern, size_t(m.end - m.begin));
 }
 
 void SharedMemory::detach() {
@@ -47,6 +48,19 @@ void SharedMemory::poison() {
     std::fill(written_.begin(), written_.end(), uint8_t(0));
 }
 
+std::vector<SharedMemory::Margin> SharedMemory::margins() const {
+    std::vector<Margin> found{{dynamic_ + dynamic_bytes_, dynamic_ + round_up(dynamic_bytes_, page_bytes)}};
+    if (static_end_ < layout_.middle_guard) found.push_back({static_end_, layout_.middle_guard});
+    return found;
+}
+
+const void* SharedMemory::stray_write() const {
+    for (const Margin& m : margins())
+        for (const char* p = m.begin; p < m.end; ++p)
+            if (static_cast<unsigned char>(*p) != pattern) return p;
+    return nullptr;
+}
+
 uint32_t SharedMemory::address(const void* p) const {
     const char* c = static_cast<const char*>(p);
     if (c >= dynamic_ && c <= dynamic_ + dynamic_bytes_) return dynamic_address_ + uint32_t(c - dynamic_);
@@ -65,11 +79,12 @@ const SharedMemory::Object* SharedMemory::object(const void* p) const {
     return nullptr;
 }
 
+// Running over an end is commoner than running under a start: what lies between two objects belongs to the first.
 const SharedMemory::Object* SharedMemory::nearest(const void* p) const {
-    const char* c = static_cast<const char*>(p);
-    auto distance = [c](const Object& o) { return c < o.begin ? o.begin - c : c >= o.end ? c - o.end + 1 : 0; };
-    auto best = std::min_element(objects_.begin(), objects_.end(), [&](auto& a, auto& b) { return distance(a) < distance(b); });
-    return best == objects_.end() ? nullptr : &*best;
+    const Object* best = objects_.empty() ? nullptr : &objects_.front();
+    for (const Object& o : objects_)
+        if (o.begin <= p) best = &o;
+    return best;
 }
 
 bool SharedMemory::guards(const void* p) const {

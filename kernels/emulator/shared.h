@@ -25,6 +25,7 @@ public:
     ~SharedMemory() { detach(); }
 
     void poison();                                      // 0xFF, a NaN in every float format: what nobody has written
+    const void* stray_write() const;                    // a byte written outside the objects but short of the guards, or null
 
     bool contains(const void* p) const { return in_static(p) || in_dynamic(p); }
     size_t static_bytes() const { return size_t(static_end_ - static_begin_); }
@@ -47,6 +48,9 @@ private:
     bool in_static(const void* p) const { return p >= static_begin_ && p < static_end_; }
     bool in_dynamic(const void* p) const { return p >= dynamic_ && p < dynamic_ + dynamic_bytes_; }
     void protect(bool on);
+    struct Margin { char* begin; char* end; };          // pages are coarse: what lies between the objects and the guards
+    std::vector<Margin> margins() const;
+    static constexpr unsigned char pattern = 0xA5;
 
     SharedLayout layout_{};
     char* static_begin_ = nullptr;

@@ -55,5 +55,7 @@ template <class... A> __attribute__((no_sanitize("thread", "alignment"))) static
 
 // What Python finds in the library of one kernel instance.
 #define EMU_ENTRY(...)                                                                                                        \
-    extern "C" EMU_API void emu_entry(void** values) { emu::call(&__VA_ARGS__, values); }                                     \
+    extern "C" EMU_API __attribute__((no_sanitize("thread", "alignment"))) void emu_entry(void** values) {                    \
+        emu::call(&__VA_ARGS__, values);                                                                                      \
+    }                                                                                                                         \
     extern "C" EMU_API const char* emu_signature() { return typeid(decltype(&__VA_ARGS__)).name(); }
