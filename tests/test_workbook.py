@@ -231,7 +231,7 @@ class TestShown:
 
 class TestExtension:
     def test_loading_twice_registers_once(self, shell):
-        shell.run_cell("%load_ext flashmoe_nb.workbook\n%reload_ext flashmoe_nb.workbook")
+        shell.run_cell("%load_ext flashmoe_nb.workbook").raise_error()
         run(shell, f"{START}\nint a;", "1")
         run(shell, f"{APPEND}\nint b;", "2")
         assert text() == "int a;\n\nint b;\n"
@@ -304,6 +304,14 @@ def test_a_real_kernel_recognises_cells_by_the_id_the_front_end_sends(kernel, pa
     kernel(f"%%cuda {path}\nint again;", "start")
     shown = kernel(f"print(cuda.read_source({path!r}).text)")
     assert shown.rstrip().split("\n\n")[1:] == ["int again;", "int changed;"]
+
+
+def test_a_real_kernel_reloads_the_extension(kernel, path="scratch/reload.cu"):
+    kernel(f"%%cuda {path}\nint a;", "start")
+    assert kernel("%reload_ext flashmoe_nb.workbook") == ""
+    kernel(f"%%cuda {path} -a\nint b;", "second")
+    kernel(f"%%cuda {path} -a\nint changed;", "second")
+    assert kernel(f"print(cuda.read_source({path!r}).text)").rstrip().split("\n\n")[1:] == ["int a;", "int changed;"]
 
 
 def test_a_real_kernel_shows_a_compile_error_in_a_few_lines(kernel):
