@@ -77,13 +77,13 @@ __global__ void mbarrier_kernel(const int* in, int* seen, int* tested, int round
 // Every thread copies 16 bytes, and the barrier learns when they have landed.
 __global__ void cp_async_mbar_kernel(const int* in, int* out) {
     __shared__ uint64_t landed;
-    __shared__ uint4 buffer[64];
+    __shared__ __align__(16) int buffer[256];
     if (threadIdx.x == 0) ptx::mbar_init(&landed, 64);
     __syncthreads();
-    ptx::cp_async_16(&buffer[threadIdx.x], in + 4 * threadIdx.x);
+    ptx::cp_async_16(buffer + 4 * threadIdx.x, in + 4 * threadIdx.x);
     ptx::cp_async_mbar_arrive(&landed);
     ptx::mbar_wait(&landed, 0);
-    reinterpret_cast<uint4*>(out)[threadIdx.x] = buffer[63 - threadIdx.x];
+    for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = buffer[4 * (63 - threadIdx.x) + i];
 }
 
 // ---- TMA: `image` is shared memory, byte for byte ----

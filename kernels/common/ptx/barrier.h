@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_90a
+
 // Named barriers: `bar.sync` for some of a block's warps, 16 of them, in hardware. Any architecture.
 #pragma once
 #include "common/ptx/basic.h"

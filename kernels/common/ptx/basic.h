@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_90a
+
 // What every other header here uses: shared-memory addresses, one thread of a warp, waiting politely.
 // Any architecture; what needs more says so.
 #pragma once
@@ -44,6 +47,9 @@ __device__ __forceinline__ bool elect_one() {
 __device__ __forceinline__ void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// The same for global memory.
+__device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // Wait until the kernels this one depends on have finished and their writes are visible.
 __device__ __forceinline__ void griddep_wait() {

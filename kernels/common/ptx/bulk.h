@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
 // Bulk copies: contiguous bytes by the copy engine, without a tensor map. sm_90.
 //
 // Both addresses and the size are multiples of 16 bytes. Loads complete on an mbarrier, stores in groups, by tma.h's

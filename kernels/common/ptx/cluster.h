@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
 // Clusters: neighbouring blocks that run at the same time and reach each other's shared memory. sm_90.
 #pragma once
 #include "common/ptx/basic.h"

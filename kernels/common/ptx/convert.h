@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_89 sm_90a
+
 // Rounding pairs of floats to 16 and 8 bits, and the special-function unit's 2^x and 1/x.
 // sm_75: ex2, rcp, fp16. sm_80: bf16. sm_89: e4m3.
 #pragma once

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_80 sm_90a
+
 // cp.async: a thread's own copy from global to shared memory that does not wait for the data. sm_80.
 //
 // Copies issued between two commits form a group. Groups complete in order; a wait makes the data visible to the

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_90a
+
 // ldmatrix and stmatrix: a warp moves 8x8 matrices of 16-bit elements between shared memory and the registers in which
 // the tensor cores want them. ldmatrix: sm_75. stmatrix: sm_90.
 //

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
 // mbarriers: 8 bytes of shared memory that count arrivals of threads and bytes of copies. sm_90.
 //
 // A phase completes when the pending arrivals are 0 and the pending bytes are 0; the next phase then starts with the

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_90a
+
 // Global memory, 16 bytes at a time or with an order that other blocks can rely on. Any architecture.
 #pragma once
 #include "common/ptx/basic.h"

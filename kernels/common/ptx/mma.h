@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_75 sm_80 sm_89 sm_90a
+
 // mma.sync: one warp multiplies two small matrices held in its registers and adds them to a third, in fp32.
 // fp16 k8: sm_75. bf16 and fp16 k16: sm_80. e4m3 k32: sm_89.
 //

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
 // setmaxnreg: warpgroups of one block share its registers unequally. sm_90a.
 //
 // The kernel needs __launch_bounds__(threads, 1): every warp starts with the same number of registers, and compiled

@@ -1,3 +1,6 @@
+// Generated from nbs/08_ptx.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
 // TMA: one thread asks the copy engine for a whole tile, described by a tensor map the host made. sm_90.
 //
 // Coordinates name the tile's first element, innermost dimension first: {column, row, ...}. Elements outside the tensor

@@ -7,6 +7,7 @@ __device__ __forceinline__ uint32_t smem_u32(const void* s_pointer) { return emu
 __device__ __forceinline__ void spin_yield(unsigned = 32) { emu::yield(); }
 __device__ __forceinline__ bool elect_one() { return emu::ptx::elect_one(); }
 __device__ __forceinline__ void fence_proxy_async() { emu::ptx::fence_proxy_async(); }
+__device__ __forceinline__ void fence_proxy_async_global() {}     // one view of global memory
 
 // Launches follow one another: what a kernel depends on has finished before it starts.
 __device__ __forceinline__ void griddep_wait() {}

@@ -19,20 +19,31 @@ std::string MBarrier::state() const {
 // What lies in shared memory where an mbarrier is: enough to notice when somebody stores over it.
 static uint64_t cookie(const void* address) { return 0x6D62617272696572ull ^ uint64_t(uintptr_t(address)) << 20; }
 
-MBarrier& mbarrier(Block& block, const void* address, Site site) {
-    auto& barriers = block_state<MBarriers>(block).at;
+static std::string where(const Block& owner, const void* address) {
+    if (&owner == &block()) return describe_address(address);
+    return describe_address(block().shared.pointer(owner.shared.address(address))) + " of block " + std::to_string(owner.rank) + " of the cluster";
+}
+
+MBarrier& mbarrier(Block& owner, const void* address, Site site) {
+    auto& barriers = block_state<MBarriers>(owner).at;
     auto found = barriers.find(address);
     if (found == barriers.end())
-        fail("BarrierMisuse", site, "no mbarrier %s: mbar_init has made none there", describe_address(address).c_str());
+        fail("BarrierMisuse", site, "no mbarrier %s: mbar_init has made none there", where(owner, address).c_str());
     uint64_t stored;
     memcpy(&stored, address, sizeof stored);
-    if (stored != cookie(address))
-        fail("BarrierMisuse", site, "the mbarrier %s was overwritten", describe_address(address).c_str());
+    if (stored != cookie(address)) fail("BarrierMisuse", site, "the mbarrier %s was overwritten", where(owner, address).c_str());
     return found->second;
 }
 
 void MBarriers::fence(unsigned thread) {
     for (auto& [address, barrier] : at) barrier.fenced |= barrier.made_by == thread;
+}
+
+void MBarriers::block_finished() {
+    for (auto& [address, barrier] : at)
+        if (barrier.bytes != 0)
+            fail("BarrierMisuse", barrier.made_at, "the block ended, and the mbarrier %s has %ld bytes announced that did not land, or the reverse",
+                 describe_address(address).c_str(), barrier.bytes);
 }
 
 static void end_phase_if_complete(Block& block, MBarrier& barrier) {
@@ -85,6 +96,7 @@ void mbar_init(uint64_t* s_barrier, int arrivals) {
     barrier.address = s_barrier;
     barrier.count = barrier.pending = unsigned(arrivals);
     barrier.made_by = self().index;
+    barrier.made_at = site;
     *s_barrier = cookie(s_barrier);
 }
 
@@ -94,7 +106,7 @@ void mbar_inval(uint64_t* s_barrier) {
     Site site = EMU_SITE;
     MBarrier& barrier = own(s_barrier, site);
     if (!barrier.waiting.empty())
-        fail("BarrierMisuse", site, "the mbarrier %s is invalidated while %s wait for it", describe_address(s_barrier).c_str(),
+        fail("BarrierMisuse", site, "the mbarrier %s is invalidated while awaited by %s", describe_address(s_barrier).c_str(),
              describe(block(), barrier.waiting).c_str());
     block_state<MBarriers>().at.erase(s_barrier);
 }

@@ -13,6 +13,7 @@ struct MBarrier final : Waitable {
     unsigned phase = 0;
     bool fenced = false;                 // other blocks and TMA may see it
     unsigned made_by = 0;                // thread that made it
+    Site made_at = 0;
     ThreadSet waiting;
     std::string name() const override;
     std::string state() const override;
@@ -21,6 +22,7 @@ struct MBarrier final : Waitable {
 struct MBarriers final : State {
     std::map<const void*, MBarrier> at;
     void fence(unsigned thread);         // what this thread initialised is now visible to TMA
+    void block_finished() override;
 };
 
 // Fails where there is none, and where its eight bytes have been overwritten.

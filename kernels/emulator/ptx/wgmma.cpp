@@ -49,6 +49,8 @@ struct Warpgroup final : Waitable {
     std::vector<HandedOver> named[128], handed_over[128];     // for the next fence, and in the last one
     uint64_t fences = 0, waits = 0, last_fence = 0;      // last_fence: the number of waits before it
     ThreadSet waiting;
+    std::vector<InFlight::Handle> read;                  // by products that the current wait has handed back
+    unsigned returned = 0;                               // warps that have come back from it
 
     bool finished(size_t pending) const {
         for (size_t i = 0; i + pending < groups.size(); ++i)
@@ -294,19 +296,25 @@ static void begin_wait(Collective& call) {
     if (!warpgroup.open.empty())
         fail("AsyncMisuse", call.sites[0], "wgmma_wait, but the WGMMA at %s is in no group: wgmma_commit is missing", place(warpgroup.open[0]->site).c_str());
     ++warpgroup.waits;
+    warpgroup.returned = 0;
 }
 
 // Hands back what the groups beyond the newest `pending` have computed. Every thread comes here; the first one does it.
+// The tiles stay reserved until each of the four warps has come back: a warp's wait is its own.
 static void retire(Warpgroup& warpgroup, size_t pending) {
     for (; warpgroup.groups.size() > pending; warpgroup.groups.pop_front())
         for (const auto& product : warpgroup.groups.front()) {
-            block_state<InFlight>().end(product->use);
+            warpgroup.read.push_back(product->use);
             Accumulators& d = *product->d;
             if (--d.under_way) continue;
             if (!poisoned(d)) fail("AsyncMisuse", product->site, "the accumulators of this WGMMA were written before it was waited for");
             scatter(d);
             d.written_at = warpgroup.waits;
         }
+    warpgroup.returned |= 1u << self().warp % 4;
+    if (warpgroup.returned != 15) return;
+    for (InFlight::Handle use : warpgroup.read) block_state<InFlight>().end(use);
+    warpgroup.read.clear();
 }
 
 namespace ptx {
