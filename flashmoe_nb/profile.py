@@ -79,15 +79,18 @@ def bench_profile(quick: bool = False) -> list[dict]:
     shape = SHAPE._asdict()
     return [dict(impl=name, **shape, **profile_step(name)) for name in bench.attention_steps() if name != "flashmoe_nb"]
 
-# %% ../nbs/88_profile.ipynb #0d19192c
+# %% ../nbs/88_profile.ipynb #a1b9d685
 def plot_stalls(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     "For each row of `profile.json`, how the time of a warp divides into issuing and waiting, by reason."
     fig = plots.figure(x="share of a warp's cycles (%)", y="", title=title, height=200 + 48 * len(rows))
     totals = [sum(row.get(f"stall: {reason}", 0) for reason in STALLS) for row in rows]
-    for reason in STALLS:
-        share = [100 * row.get(f"stall: {reason}", 0) / total for row, total in zip(rows, totals, strict=True)]
-        if max(share) < 1: continue
+    shares = {reason: [100 * row.get(f"stall: {reason}", 0) / total for row, total in zip(rows, totals, strict=True)]
+              for reason in STALLS}
+    shown = {reason: share for reason, share in shares.items() if max(share) >= 4}
+    shown["other"] = [100 - sum(parts) for parts in zip(*shown.values(), strict=True)]
+    for reason, share in shown.items():
         fig.add_bar(y=[row["impl"] for row in rows], x=share, name=reason, orientation="h",
+                    marker_color=plots.INK if reason == "other" else None,
                     hovertemplate=f"{reason}: %{{x:.1f}}%<extra>%{{y}}</extra>")
     fig.update_layout(barmode="stack", legend=dict(y=-0.3, yanchor="top", traceorder="normal"), margin_b=110)
     return fig.update_yaxes(autorange="reversed", showgrid=False)
