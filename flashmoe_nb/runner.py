@@ -180,7 +180,9 @@ def summary(result: Result) -> tuple[str, str, str, str, str, str]:
     return (result.name, ", ".join(backends), tightest["shapes"] if tightest else "", error, measured,
             f"{result.seconds:.1f}")
 
-def notebook_count(things) -> str: return f"{len(things)} notebook{'' if len(things) == 1 else 's'}"
+def notebook_count(things) -> str:
+    "How many notebooks, in words: '1 notebook', '2 notebooks'."
+    return f"{len(things)} notebook{'' if len(things) == 1 else 's'}"
 
 def closing_table(results: list[Result]):
     "What the run found, as a rich table."

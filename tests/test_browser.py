@@ -49,8 +49,10 @@ def test_pages_open(chromium, url, look):  # noqa: F811
             page = visit.open(path)
             assert page.locator("article h1").count() == 1, path
             assert page.evaluate("document.documentElement.dataset.theme") == look["color_scheme"], path
-            # Only boxes inside the page may scroll sideways.
+            # Only boxes inside the article may scroll sideways; not the page, nor the box the theme puts the article in.
             assert page.evaluate("document.documentElement.scrollWidth") <= look["viewport"]["width"], path
+            overflow = "box => box.scrollWidth - box.clientWidth"
+            assert page.locator(".bd-article-container").evaluate(overflow) <= 0, path
 
 
 def test_figure_diagram_and_formula_are_drawn(chromium, url, look):  # noqa: F811
@@ -124,6 +126,17 @@ def test_wide_tables_scroll_in_their_own_box(chromium, url):  # noqa: F811
             "boxes => boxes.map(box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).overflowX])"
         )
         assert [True, "auto"] in boxes and all(overflow == "auto" for _, overflow in boxes)
+
+
+def test_menu_covers_the_page_on_a_phone(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **PHONE) as visit:
+        page = visit.open("nbs/98_sample.html")
+        page.locator("button.primary-toggle").click()
+        menu = page.locator("#pst-primary-sidebar-modal[open]")
+        menu.get_by_role("link", name="98 · Every kind of cell").wait_for()
+        assert brightness(menu.evaluate("menu => getComputedStyle(menu).backgroundColor")) > 230
+        menu.get_by_role("link", name="Technical report").click()
+        page.wait_for_url("**/report.html")
 
 
 def test_pages_work_without_a_server(chromium, site):  # noqa: F811

@@ -362,10 +362,10 @@ def test_batches_are_said_once_where_they_can_be(shapes, expected):
 
 
 def test_rows_show_the_columns_asked_for():
-    result = {"env": ENV, "rows": [{"op": "sdpa", "n": 3, "median_us": 19.123}]}
-    text = measurements.rows_of(result, ["op", "median_us"])
-    assert text.endswith("| op | median (µs) |\n| :-- | --: |\n| sdpa | 19.1 |\n")
-    assert measurements.rows_of(None, ["op"]) == "Not measured yet.\n"
+    result = {"env": ENV, "rows": [{"impl": "sdpa_flash", "n": 3, "FMA pipe": 2.0, "median_us": 19.123}]}
+    text = measurements.rows_of(result, ["impl", "median_us", "n"], {})
+    assert text.endswith("| impl | median (µs) | n |\n| :-- | --: | --: |\n| torch SDPA, flash | 19.1 | 3 |\n")
+    assert measurements.rows_of(None, ["op"], {}) == "Not measured yet.\n"
 
 
 @pytest.mark.parametrize(

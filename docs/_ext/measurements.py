@@ -155,20 +155,26 @@ def speed(result, steps, folder="nbs/"):
     figure = plot_speed(rows, ceiling=ceiling, menu=CASE)
     slowest, *_, fastest = sorted(row["tflops"] for row in rows)
     if fastest > 20 * slowest:  # the first steps beside a library: on a linear axis they would all lie on zero
-        figure.update_yaxes(type="log", rangemode="normal", dtick=1)
+        figure.update_yaxes(type="log", rangemode="normal", tickvals=[n * 10**e for e in range(-2, 4) for n in (1, 2, 5)])
     html = plotly_figure(json.loads(figure.to_json()))
     return "\n".join([provenance(result), note, html, "", speed_tables(rows, steps, folder)])
 
 
-def rows_of(result, columns):
+def rows_of(result, columns, steps, folder="nbs/"):
     """The named columns of every row, as a table."""
     if result is None:
         return "Not measured yet.\n"
-    form = lambda value: significant(value) if isinstance(value, float) else str(value)
-    body = [[form(row[column]) for column in columns] for row in result["rows"]]
-    numbers = ["<" if isinstance(value, str) else ">" for value in result["rows"][0].values()]
-    align = [side for side, name in zip(numbers, result["rows"][0], strict=True) if name in columns]
+    rows = result["rows"]
+    body = [[cell(column, row[column], steps, folder) for column in columns] for row in rows]
+    align = ["<" if isinstance(rows[0][column], str) else ">" for column in columns]
     return provenance(result) + "\n" + table([heading(c) for c in columns], body, align)
+
+
+def cell(column, value, steps, folder):
+    """One value as a table shows it."""
+    if column == "impl":
+        return label(value, steps, folder)
+    return significant(value) if isinstance(value, float) else str(value)
 
 
 def heading(column):
@@ -211,10 +217,11 @@ class Speed(Measured):
 
 
 class Rows(Measured):
-    """`{rows} host_overhead` with `:columns: op median_us`: a file as a table."""
+    """`{rows} host_overhead` with `:columns: op, median_us`: a file as a table."""
 
     def markdown(self, result, folder):
-        return rows_of(result, self.options["columns"].split())
+        columns = [name.strip() for name in self.options["columns"].split(",")]
+        return rows_of(result, columns, attention_steps(), folder)
 
 
 def setup(app):
