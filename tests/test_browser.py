@@ -149,6 +149,7 @@ def test_pages_work_without_a_server(chromium, site):  # noqa: F811
 # ---- JupyterLab -----------------------------------------------------------------------------------------------------
 
 TOKEN = "for-this-test"
+STEP = "20_online_softmax.ipynb"
 
 
 def free_port():
@@ -157,23 +158,25 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """JupyterLab with the workbook's configuration, serving a folder with the sample notebook: (URL, notebook file)."""
-    notebook = tmp_path / "nbs" / SAMPLE.name
-    notebook.parent.mkdir()
-    shutil.copy(SAMPLE, notebook)
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab with the workbook's configuration, serving copies of two notebooks: (URL, their folder)."""
+    tmp_path = tmp_path_factory.mktemp("lab")
+    folder = tmp_path / "nbs"
+    folder.mkdir()
+    for notebook in (SAMPLE, ROOT / "nbs" / STEP):
+        shutil.copy(notebook, folder)
     port = free_port()
     home = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     command = [sys.executable, "-m", "jupyterlab", f"--config={ROOT / '.jupyter' / 'jupyter_lab_config.py'}",
                "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={notebook.parent}"]  # fmt: skip
+               f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **home}, stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}/"
             wait_until_up(server, url, tmp_path / "log")
-            yield url, notebook
+            yield url, folder
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -197,25 +200,48 @@ def stored_outputs(notebook):
     return {cell["id"]: cell["outputs"] for cell in cells if cell["cell_type"] == "code"}
 
 
-def test_jupyterlab_runs_cuda_cells_and_shows_figures(chromium, lab):  # noqa: F811
-    url, notebook = lab
-    before = stored_outputs(notebook)
-    with Visit(chromium, url, viewport={"width": 1440, "height": 1000}) as visit:
-        page = visit.page
-        page.goto(f"{url}lab/tree/{notebook.name}?token={TOKEN}")
-        cuda = page.locator(".jp-CodeCell", has_text="__global__").first
-        cuda.locator(".cm-content[data-language=cpp]").wait_for(timeout=60_000)
-        python = page.locator(".jp-CodeCell", has_text="plot_bars").first
-        python.locator(".cm-content[data-language=python]").wait_for()
-        page.get_by_text("| Idle").wait_for(timeout=60_000)
+def open_in_lab(visit, name):
+    """Open a notebook, alone in a workspace and without its stored outputs, ready to run; returns the page."""
+    page = visit.page
+    page.goto(f"{visit.base}lab/workspaces/{name[:2]}/tree/{name}?token={TOKEN}")
+    page.get_by_text("| Idle").wait_for()
+    choose(page, "Edit", "Clear Outputs of All Cells")
+    return page
 
-        page.get_by_role("menuitem", name="Edit", exact=True).click()
-        page.get_by_role("menuitem", name="Clear Outputs of All Cells").click()
+
+def choose(page, menu, item):
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=item, exact=True).click()
+
+
+def cell_with(page, text):
+    return page.locator(".jp-CodeCell", has_text=text).first
+
+
+def test_jupyterlab_runs_a_step(chromium, lab):  # noqa: F811
+    with Visit(chromium, lab[0], viewport={"width": 1440, "height": 12_000}) as visit:
+        page = open_in_lab(visit, STEP)
+        kernel = cell_with(page, "__global__ void __launch_bounds__(THREADS, C::MIN_BLOCKS) attention_online_kernel")
+        kernel.locator(".cm-content[data-language=cpp]").wait_for()
+        choose(page, "Run", "Run All Cells")
+        cell_with(page, "running_softmax(row)").locator(".js-plotly-plot .slider-container").wait_for()
+        kernel.locator("td", has_text="sm_90a").wait_for()
+        # The rest of the notebook is the business of other tests.
+        choose(page, "Kernel", re.compile("^Interrupt Kernel"))
+
+
+def test_jupyterlab_runs_every_kind_of_cell_and_saves_none_of_it(chromium, lab):  # noqa: F811
+    notebook = lab[1] / SAMPLE.name
+    before = stored_outputs(notebook)
+    with Visit(chromium, lab[0], viewport={"width": 1440, "height": 1000}) as visit:
+        page = open_in_lab(visit, notebook.name)
+        cuda, python = cell_with(page, "__global__"), cell_with(page, "plot_bars")
+        cuda.locator(".cm-content[data-language=cpp]").wait_for()
+        python.locator(".cm-content[data-language=python]").wait_for()
         assert cuda.locator("table").count() == 0
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        cuda.get_by_text("sm_90a").first.wait_for(timeout=60_000)
-        python.locator(".js-plotly-plot .main-svg .bars .point").first.wait_for(state="attached", timeout=60_000)
+        choose(page, "Run", "Run All Cells")
+        cuda.locator("td", has_text="sm_90a").wait_for()
+        python.locator(".js-plotly-plot .main-svg .bars .point").first.wait_for(state="attached")
         page.locator(".jp-RenderedMermaid svg, .jp-RenderedMermaid img").first.wait_for()
         # The kernel has told its language by now, and CUDA is still CUDA.
         assert cuda.locator(".cm-content").get_attribute("data-language") == "cpp"
