@@ -51,10 +51,18 @@ static void check_global(const Worker& w, const void* p, size_t bytes, Access ki
     out_of_bounds(p, bytes, kind, site);
 }
 
+// The shared memory of the cluster's block that holds the address: a pointer made by cluster_map leads to another block's.
+static SharedMemory* shared_with(Worker& w, const void* address) {
+    if (w.block.shared.contains(address)) return &w.block.shared;
+    for (unsigned r = 0; r < w.grid.cluster_size && w.grid.cluster_size > 1; ++r)
+        if (SharedMemory& shared = cluster_block(r).shared; shared.contains(address)) return &shared;
+    return nullptr;
+}
+
 void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
     Worker& w = *worker;
     ++w.block.counters.accesses;
-    if (w.block.shared.contains(address)) return check_shared(w.block.shared, address, bytes, kind, site);
+    if (SharedMemory* shared = shared_with(w, address)) return check_shared(*shared, address, bytes, kind, site);
     if (!w.action && w.stacks.contains(address) && w.stacks.owner(address) == int(w.current->index)) return;
     check_global(w, address, bytes, kind, site);
 }
@@ -62,13 +70,13 @@ void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
 void instrumented_access(const void* address, size_t bytes, Access kind, Site site) {
     Worker* w = worker;
     if (!w || !w->current) return;
-    if (w->stacks.contains(address) && w->stacks.owner(address) == int(w->current->index)) return;    // local memory
+    if (w->stacks.contains(address) && w->stacks.owner(address) == int(w->current->index)) return check_local(address, bytes, kind, site);
     const char* p = static_cast<const char*>(address);
     if (p >= reinterpret_cast<char*>(w->block.fibers.data()) && p < reinterpret_cast<char*>(w->block.fibers.data() + w->block.threads))
         return;                                                      // threadIdx and its kin
-    if (w->block.shared.contains(p)) {
+    if (SharedMemory* shared = shared_with(*w, p)) {
         ++w->block.counters.accesses;
-        check_shared(w->block.shared, p, bytes, kind, site);
+        check_shared(*shared, p, bytes, kind, site);
     } else if (w->grid.spec.checks & check_memory) {
         ++w->block.counters.accesses;
         check_global(*w, p, bytes, kind, site);

@@ -5,6 +5,9 @@
 namespace emu {
 
 void instrumented_access(const void* address, size_t bytes, Access kind, Site site);
+
+// ptx/wgmma.cpp: local memory of the calling thread, part of which may be lent to the tensor cores.
+void check_local(const void* address, size_t bytes, Access kind, Site site);
 [[noreturn]] void misaligned_access(const void* address, size_t alignment, const char* type, Site site);
 
 }  // namespace emu

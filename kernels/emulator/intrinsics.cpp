@@ -36,7 +36,7 @@ void* shared_pointer(uint32_t address, Site site) {
     return pointer;
 }
 
-static int slots = 0;
+static std::atomic<int> slots{0};
 int new_state_slot() { return slots++; }
 
 std::unique_ptr<State>& state_slot(Block& block, int slot) {

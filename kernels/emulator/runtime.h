@@ -152,9 +152,13 @@ struct State {
 int new_state_slot();
 std::unique_ptr<State>& state_slot(Block& block, int slot);
 
-template <class T> T& block_state(Block& of = block()) {
+template <class T> int slot_of() {
     static const int slot = new_state_slot();
-    auto& state = state_slot(of, slot);
+    return slot;
+}
+
+template <class T> T& block_state(Block& of = block()) {
+    auto& state = state_slot(of, slot_of<T>());
     if (!state) state = std::make_unique<T>();
     return static_cast<T&>(*state);
 }

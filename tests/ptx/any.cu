@@ -52,21 +52,20 @@ __global__ void pack_f16_kernel(const float* x, int* packed, int pairs) {
     if (i < pairs) packed[i] = int(ptx::pack_f16(x[2 * i], x[2 * i + 1]));
 }
 
-// 32 rows of 8 halves lie 48 bytes apart in shared memory; lane l passes row 5l + 3.
-template <int COUNT, bool TRANSPOSED>
-__global__ void ldmatrix_kernel(const int* rows, unsigned* registers) {
+// 32 rows of 8 halves lie 48 bytes apart in shared memory; lane l passes row 5l + 3. What is not loaded is 0.
+__global__ void ldmatrix_kernel(const int* rows, unsigned* registers, int count, int transposed) {
     __shared__ __align__(16) unsigned char tile[32 * 48];
     *reinterpret_cast<uint4*>(tile + threadIdx.x * 48) = reinterpret_cast<const uint4*>(rows)[threadIdx.x];
     __syncthreads();
     const void* row = tile + (5 * threadIdx.x + 3) % 32 * 48;
-    uint32_t r[COUNT];
-    if constexpr (COUNT == 1 && !TRANSPOSED) ptx::ldmatrix_x1(r, row);
-    if constexpr (COUNT == 1 && TRANSPOSED) ptx::ldmatrix_x1_trans(r, row);
-    if constexpr (COUNT == 2 && !TRANSPOSED) ptx::ldmatrix_x2(r, row);
-    if constexpr (COUNT == 2 && TRANSPOSED) ptx::ldmatrix_x2_trans(r, row);
-    if constexpr (COUNT == 4 && !TRANSPOSED) ptx::ldmatrix_x4(r, row);
-    if constexpr (COUNT == 4 && TRANSPOSED) ptx::ldmatrix_x4_trans(r, row);
-    for (int i = 0; i < COUNT; ++i) registers[threadIdx.x * COUNT + i] = r[i];
+    uint32_t r1[1] = {0}, r2[2] = {0, 0}, r4[4] = {0, 0, 0, 0};
+    if (count == 1 && !transposed) ptx::ldmatrix_x1(r1, row);
+    if (count == 1 && transposed) ptx::ldmatrix_x1_trans(r1, row);
+    if (count == 2 && !transposed) ptx::ldmatrix_x2(r2, row);
+    if (count == 2 && transposed) ptx::ldmatrix_x2_trans(r2, row);
+    if (count == 4 && !transposed) ptx::ldmatrix_x4(r4, row);
+    if (count == 4 && transposed) ptx::ldmatrix_x4_trans(r4, row);
+    for (int i = 0; i < 4; ++i) registers[threadIdx.x * 4 + i] = r4[i] + (i < 2 ? r2[i] : 0) + (i < 1 ? r1[i] : 0);
 }
 
 // d[16][8] = c[16][8] + a[16][8] b[8][8]. a: rows of 8 halves; b: columns of 8 halves.

@@ -20,27 +20,26 @@ __global__ void griddep_kernel(int* out) {
     ptx::griddep_launch_dependents();
 }
 
-// Lane l gives COUNT registers and the row 5l + 3 of 32 rows that lie 48 bytes apart; `rows` is what they become.
-template <int COUNT, bool TRANSPOSED>
-__global__ void stmatrix_kernel(const unsigned* registers, int* rows) {
+// Lane l gives `count` registers and the row 5l + 3 of 32 rows that lie 48 bytes apart; `rows` is what they become.
+__global__ void stmatrix_kernel(const unsigned* registers, int* rows, int count, int transposed) {
     __shared__ __align__(16) unsigned char tile[32 * 48];
     *reinterpret_cast<uint4*>(tile + threadIdx.x * 48) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     void* row = tile + (5 * threadIdx.x + 3) % 32 * 48;
-    uint32_t r[COUNT];
-    for (int i = 0; i < COUNT; ++i) r[i] = registers[threadIdx.x * COUNT + i];
-    if constexpr (COUNT == 1 && !TRANSPOSED) ptx::stmatrix_x1(row, r);
-    if constexpr (COUNT == 1 && TRANSPOSED) ptx::stmatrix_x1_trans(row, r);
-    if constexpr (COUNT == 2 && !TRANSPOSED) ptx::stmatrix_x2(row, r);
-    if constexpr (COUNT == 2 && TRANSPOSED) ptx::stmatrix_x2_trans(row, r);
-    if constexpr (COUNT == 4 && !TRANSPOSED) ptx::stmatrix_x4(row, r);
-    if constexpr (COUNT == 4 && TRANSPOSED) ptx::stmatrix_x4_trans(row, r);
+    const unsigned* r = registers + threadIdx.x * 4;
+    const uint32_t r1[1] = {r[0]}, r2[2] = {r[0], r[1]}, r4[4] = {r[0], r[1], r[2], r[3]};
+    if (count == 1 && !transposed) ptx::stmatrix_x1(row, r1);
+    if (count == 1 && transposed) ptx::stmatrix_x1_trans(row, r1);
+    if (count == 2 && !transposed) ptx::stmatrix_x2(row, r2);
+    if (count == 2 && transposed) ptx::stmatrix_x2_trans(row, r2);
+    if (count == 4 && !transposed) ptx::stmatrix_x4(row, r4);
+    if (count == 4 && transposed) ptx::stmatrix_x4_trans(row, r4);
     __syncthreads();
     reinterpret_cast<uint4*>(rows)[threadIdx.x] = *reinterpret_cast<uint4*>(tile + threadIdx.x * 48);
 }
 
-// Warp 0 fills a slot, warps 1 and 2 read it, `rounds` times over. `seen` has what each reader found; `tested` whether the
-// full barrier had completed its first phase before anyone arrived, after one of two arrivals, and after both.
+// Warp 0 fills a slot, warps 1 and 2 read it, `rounds` times over. `seen` has what each reader found; `tested` what a
+// barrier for three arrivals answers to both parities before, between and after them.
 __global__ void mbarrier_kernel(const int* in, int* seen, int* tested, int rounds) {
     __shared__ uint64_t full, empty, probe;
     __shared__ int slot[32];
@@ -88,53 +87,44 @@ __global__ void cp_async_mbar_kernel(const int* in, int* out) {
 
 // ---- TMA: `image` is shared memory, byte for byte ----
 
-template <int RANK>
-__device__ void load_tile(void* tile, const CUtensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3, int x4, int policy) {
-    const uint64_t hint = policy == 2 ? ptx::l2_evict_last() : ptx::l2_evict_first();
-    if constexpr (RANK == 1) ptx::tma_load(tile, map, barrier, {x0});
-    if constexpr (RANK == 2) {
-        if (policy == 0) ptx::tma_load(tile, map, barrier, {x0, x1});
-        else ptx::tma_load(tile, map, barrier, {x0, x1}, hint);
-    }
-    if constexpr (RANK == 3) ptx::tma_load(tile, map, barrier, {x0, x1, x2});
-    if constexpr (RANK == 4) ptx::tma_load(tile, map, barrier, {x0, x1, x2, x3});
-    if constexpr (RANK == 5) ptx::tma_load(tile, map, barrier, {x0, x1, x2, x3, x4});
-}
-
-template <int RANK>
-__global__ void tma_load_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image, int bytes, int x0, int x1,
-                                int x2, int x3, int x4, int policy) {
-    __shared__ uint64_t barrier;
+// hint 1 or 2: with a cache policy.
+__global__ void tma_load_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image, int bytes, int rank,
+                                int x0, int x1, int x2, int x3, int x4, int hint) {
+    __shared__ uint64_t landed;
     if (threadIdx.x == 0) {
         ptx::tma_prefetch_map(&map);
-        ptx::mbar_init(&barrier, 1);
+        ptx::mbar_init(&landed, 1);
         ptx::mbar_fence_init();
-        if constexpr (RANK == 2) ptx::tma_prefetch(&map, {x0, x1});
-        ptx::mbar_arrive_expect_tx(&barrier, bytes);
-        load_tile<RANK>(smem_raw, &map, &barrier, x0, x1, x2, x3, x4, policy);
+        if (rank == 2) ptx::tma_prefetch(&map, {x0, x1});
+        ptx::mbar_arrive_expect_tx(&landed, bytes);
+        if (rank == 1) ptx::tma_load(smem_raw, &map, &landed, {x0});
+        if (rank == 2 && hint == 0) ptx::tma_load(smem_raw, &map, &landed, {x0, x1});
+        if (rank == 2 && hint == 1) ptx::tma_load(smem_raw, &map, &landed, {x0, x1}, ptx::l2_evict_first());
+        if (rank == 2 && hint == 2) ptx::tma_load(smem_raw, &map, &landed, {x0, x1}, ptx::l2_evict_last());
+        if (rank == 3) ptx::tma_load(smem_raw, &map, &landed, {x0, x1, x2});
+        if (rank == 4) ptx::tma_load(smem_raw, &map, &landed, {x0, x1, x2, x3});
+        if (rank == 5) ptx::tma_load(smem_raw, &map, &landed, {x0, x1, x2, x3, x4});
     }
     __syncthreads();
-    ptx::mbar_wait(&barrier, 0);
+    ptx::mbar_wait(&landed, 0);
     for (int i = threadIdx.x; i < bytes; i += blockDim.x) image[i] = smem_raw[i];
 }
 
-// operation 0: store; 1: store with a cache hint; 2: add.
-template <int RANK>
-__global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const unsigned char* image, int bytes, int x0,
-                                 int x1, int x2, int x3, int x4, int operation) {
+enum StoreKind { STORE, STORE_WITH_HINT, ADD };
+
+__global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const unsigned char* image, int bytes,
+                                 int rank, int x0, int x1, int x2, int x3, int x4, int kind) {
     for (int i = threadIdx.x; i < bytes; i += blockDim.x) smem_raw[i] = image[i];
     ptx::fence_proxy_async();
     __syncthreads();
     if (threadIdx.x == 0) {
-        if constexpr (RANK == 1) ptx::tma_store(&map, {x0}, smem_raw);
-        if constexpr (RANK == 2) {
-            if (operation == 0) ptx::tma_store(&map, {x0, x1}, smem_raw);
-            if (operation == 1) ptx::tma_store(&map, {x0, x1}, smem_raw, ptx::l2_evict_first());
-            if (operation == 2) ptx::tma_reduce_add(&map, {x0, x1}, smem_raw);
-        }
-        if constexpr (RANK == 3) ptx::tma_store(&map, {x0, x1, x2}, smem_raw);
-        if constexpr (RANK == 4) ptx::tma_store(&map, {x0, x1, x2, x3}, smem_raw);
-        if constexpr (RANK == 5) ptx::tma_store(&map, {x0, x1, x2, x3, x4}, smem_raw);
+        if (rank == 1) ptx::tma_store(&map, {x0}, smem_raw);
+        if (rank == 2 && kind == STORE) ptx::tma_store(&map, {x0, x1}, smem_raw);
+        if (rank == 2 && kind == STORE_WITH_HINT) ptx::tma_store(&map, {x0, x1}, smem_raw, ptx::l2_evict_first());
+        if (rank == 2 && kind == ADD) ptx::tma_reduce_add(&map, {x0, x1}, smem_raw);
+        if (rank == 3) ptx::tma_store(&map, {x0, x1, x2}, smem_raw);
+        if (rank == 4) ptx::tma_store(&map, {x0, x1, x2, x3}, smem_raw);
+        if (rank == 5) ptx::tma_store(&map, {x0, x1, x2, x3, x4}, smem_raw);
         ptx::tma_commit();
         ptx::tma_wait_read<0>();
         ptx::tma_wait<0>();
@@ -174,8 +164,8 @@ __global__ void bulk_reduce_kernel(const Element* in, Element* sums, int n) {
 // ---- clusters of two ----
 
 // Block r loads rows 16r to 16r + 15 of a tile for both blocks; each then has all 32 rows.
-__global__ void __cluster_dims__(2, 1, 1) multicast_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image,
-                                                           int half_bytes, int policy) {
+__global__ void __cluster_dims__(2, 1, 1)
+    multicast_kernel(const __grid_constant__ CUtensorMap map, unsigned char* image, int half_bytes, int policy) {
     __shared__ uint64_t barrier;
     const int rank = int(ptx::cluster_rank());
     if (threadIdx.x == 0) {

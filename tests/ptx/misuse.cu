@@ -11,10 +11,11 @@
 extern __shared__ __align__(1024) unsigned char smem_raw[];
 
 enum Mistake {
-    NONE, NO_FENCE_INIT, NO_BARRIER_WAIT, ARRIVE_TWICE, EXPECT_LESS, EXPECT_MORE, UNALIGNED_TILE, WRONG_RANK,
-    NO_INIT, INIT_TWICE, BARRIER_OVERWRITTEN, BAD_PARITY, NO_WGMMA_FENCE, TOUCHED_AFTER_FENCE, NO_WGMMA_COMMIT, NO_WGMMA_WAIT,
-    WAIT_LEAVES_GROUP, DESCRIPTORS_DIFFER, ACCUMULATORS_WRITTEN, FRAGMENTS_WRITTEN, TILE_WRITTEN, TILE_REFILLED, MISSING_WARP,
-    NOT_A_GROUP_OF_EIGHT, NO_PROXY_FENCE, NO_TMA_COMMIT, NO_TMA_WAIT, STORED_TILE_WRITTEN, SECOND_WGMMA_WITHOUT_FENCE,
+    NONE, NO_FENCE_INIT, NO_BARRIER_WAIT, ARRIVE_TWICE, EXPECT_LESS, EXPECT_MORE, UNALIGNED_TILE, WRONG_RANK, NO_INIT,
+    INIT_TWICE, BARRIER_OVERWRITTEN, BAD_PARITY, NO_WGMMA_FENCE, TOUCHED_AFTER_FENCE, FRAGMENTS_TOUCHED,
+    NO_WGMMA_COMMIT, NO_WGMMA_WAIT, WAIT_LEAVES_GROUP, DESCRIPTORS_DIFFER, ACCUMULATORS_READ, ACCUMULATORS_WRITTEN,
+    FRAGMENTS_WRITTEN, TILE_WRITTEN, TILE_REFILLED, MISSING_WARP, NOT_A_GROUP_OF_EIGHT, NO_PROXY_FENCE, NO_TMA_COMMIT,
+    NO_TMA_WAIT, STORED_TILE_WRITTEN, SECOND_WGMMA_WITHOUT_FENCE,
 };
 
 struct SharedStorage {
@@ -35,7 +36,8 @@ __global__ void __launch_bounds__(128, 1)
         if (mistake != NO_FENCE_INIT) ptx::mbar_fence_init();
         if (mistake == BARRIER_OVERWRITTEN) s.full = 1;
         const int bytes = sizeof(s.a) + sizeof(s.b) / 2;
-        ptx::mbar_arrive_expect_tx(&s.full, mistake == EXPECT_LESS ? int(sizeof(s.a)) : mistake == EXPECT_MORE ? bytes + 64 : bytes);
+        const int less = sizeof(s.a), more = bytes + 64;
+        ptx::mbar_arrive_expect_tx(&s.full, mistake == EXPECT_LESS ? less : mistake == EXPECT_MORE ? more : bytes);
         if (mistake == ARRIVE_TWICE) ptx::mbar_arrive(&s.full);
         ptx::tma_load(mistake == UNALIGNED_TILE ? s.a + 64 : s.a, &a_map, &s.full, {0, 0});
         if (mistake == WRONG_RANK) ptx::tma_load(s.b, &b_map, &s.full, {0, 0, 0});
@@ -47,19 +49,25 @@ __global__ void __launch_bounds__(128, 1)
     float sum[16];
     uint32_t r[4] = {0, 0, 0, 0};
     for (int i = 0; i < 16; ++i) sum[i] = 0;
-    if (mistake != NO_WGMMA_FENCE) ptx::wgmma_fence(sum, r);
+    if (mistake == FRAGMENTS_WRITTEN) ptx::wgmma_fence(sum);
+    else if (mistake != NO_WGMMA_FENCE) ptx::wgmma_fence(sum, r);
     if (mistake == TOUCHED_AFTER_FENCE) sum[0] = 1;
     if (mistake == MISSING_WARP && threadIdx.x >= 96) return;
     ptx::MatrixDescriptor a = ptx::k_major(s.a), b = ptx::k_major(s.b);
     if (mistake == DESCRIPTORS_DIFFER && threadIdx.x == 77) a = a + 32;
     if (mistake == NOT_A_GROUP_OF_EIGHT) a = a + 128;
     for (int k = 0; k < 4; ++k) ptx::wgmma_ss<32, __nv_bfloat16>(sum, a + 32 * k, b + 32 * k);
+    if (mistake == FRAGMENTS_TOUCHED) {
+        r[0] = 0x3f803f80;
+        ptx::wgmma_rs<32, __nv_bfloat16>(sum, r, b, true);
+    }
     if (mistake == FRAGMENTS_WRITTEN) {
         ptx::wgmma_rs<32, __nv_bfloat16>(sum, r, b);
         r[0] = 0x3f803f80;
         ptx::wgmma_rs<32, __nv_bfloat16>(sum, r, b);
     }
     if (mistake != NO_WGMMA_COMMIT) ptx::wgmma_commit();
+    if (mistake == ACCUMULATORS_READ && sum[0] > 1) ptx::fence_proxy_async();
     if (mistake == ACCUMULATORS_WRITTEN) sum[0] = 1;
     if (mistake == TILE_WRITTEN) s.a[threadIdx.x] = 1.0f;
     if (mistake == TILE_REFILLED && threadIdx.x == 0) ptx::tma_load(s.a, &a_map, &s.full, {0, 0});
@@ -155,6 +163,8 @@ __global__ void __cluster_dims__(2, 1, 1) neighbours_kernel(int* out, int mistak
         ptx::cluster_wait();
     }
     if (mistake == 3 && rank == 0) return;
+    if (mistake == 3)
+        for (int i = 0; i < 8; ++i) ptx::spin_yield();
     if (threadIdx.x == 0) ptx::mbar_arrive_cluster(&barrier, mistake == 5 ? 2 : rank ^ 1);
     ptx::mbar_wait_cluster(&barrier, 0);
     out[blockIdx.x * 32 + threadIdx.x] = int(rank);

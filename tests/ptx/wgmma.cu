@@ -74,7 +74,8 @@ __device__ void multiply_up_to(const unsigned* a, ptx::MatrixDescriptor b_tile, 
 // spans of mn_major, with 128-byte swizzle.
 template <int FIRST, int LAST, class Element, ptx::Major B_MAJOR, bool A_REGISTERS>
 __global__ void __launch_bounds__(128, 1)
-    wgmma_every_n_kernel(const unsigned* a, const unsigned char* a_image, const unsigned char* b_image, int b_bytes, float* d) {
+    wgmma_every_n_kernel(const unsigned* a, const unsigned char* a_image, const unsigned char* b_image, int b_bytes,
+                         float* d) {
     fill(0, a_image, 2048);
     fill(2048, b_image, b_bytes);
     const ptx::MatrixDescriptor b_tile = B_MAJOR == ptx::K_MAJOR ? ptx::k_major(smem_raw + 2048)

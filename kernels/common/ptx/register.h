@@ -8,7 +8,7 @@
 #pragma once
 #include "common/ptx/basic.h"
 
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(FLASHMOE_EMULATOR)
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "common/ptx/register.h needs sm_90a"
 #endif
 

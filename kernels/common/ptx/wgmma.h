@@ -10,7 +10,7 @@
 #include "common/ptx/basic.h"
 #include "common/ptx/wgmma_shapes.h"
 
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(FLASHMOE_EMULATOR)
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "common/ptx/wgmma.h needs sm_90a"
 #endif
 

@@ -8,6 +8,9 @@
 
 #define FLASHMOE_EMULATOR 1
 #define __CUDA_ARCH__ FLASHMOE_ARCH                   // FLASHMOE_ARCH: 900 for sm_90a
+#if FLASHMOE_ARCH == 900
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
+#endif
 
 #define __global__
 #define __device__

@@ -42,7 +42,8 @@ void cp_async(void* s_destination, const void* g_source, int bytes, bool valid) 
     Site site = EMU_SITE;
     uint32_t address = shared_address(s_destination, site);
     if (address % unsigned(bytes))
-        fail("MisalignedAccess", site, "cp.async of %d bytes: the destination is %s", bytes, describe_address(s_destination).c_str());
+        fail("MisalignedAccess", site, "cp.async of %d bytes: the destination is %s", bytes,
+             describe_address(s_destination).c_str());
     if (valid && uintptr_t(g_source) % unsigned(bytes))
         fail("MisalignedAccess", site, "cp.async of %d bytes: the source is %s", bytes, describe_address(g_source).c_str());
     shared_address(static_cast<char*>(s_destination) + bytes - 1, site);

@@ -15,7 +15,7 @@ std::vector<uint32_t> chunks_of(uint32_t address, uint32_t bytes) {
 
 static bool conflict(InFlight::Kind a, InFlight::Kind b) { return a != b || a == InFlight::Kind::writes; }
 
-static const char* verb(InFlight::Kind kind, const char* read, const char* write) { return kind == InFlight::Kind::reads ? read : write; }
+static const char* verb(InFlight::Kind kind) { return kind == InFlight::Kind::reads ? "reads" : "writes"; }
 
 void InFlight::check_chunk(const char* what, Kind kind, uint32_t chunk, Site site) const {
     if (chunks_.empty()) return;
@@ -25,9 +25,9 @@ void InFlight::check_chunk(const char* what, Kind kind, uint32_t chunk, Site sit
     if (others == 0) return;
     for (const Use& use : uses_) {
         if (!conflict(kind, use.kind) || std::find(use.chunks.begin(), use.chunks.end(), chunk) == use.chunks.end()) continue;
-        fail("AsyncMisuse", site, "%s %s 16 bytes %s that %s at %s is still %s: its completion must be waited for first", what,
-             verb(kind, "reads", "writes"), describe_address(block().shared.pointer(chunk * 16)).c_str(), use.what, place(use.site).c_str(),
-             verb(use.kind, "reading", "writing"));
+        std::string bytes = describe_address(block().shared.pointer(chunk * 16));
+        fail("AsyncMisuse", site, "%s %s 16 bytes %s that %s at %s still %s: its completion must be waited for first", what,
+             verb(kind), bytes.c_str(), use.what, place(use.site).c_str(), verb(use.kind));
     }
 }
 
@@ -69,7 +69,8 @@ void AsyncProxy::read(const void* pointer, uint32_t address, uint32_t bytes, con
         Chunk& seen = at((address + done) / 16);
         if (memcmp(seen.bytes, p + done, 16) == 0) continue;
         if (seen.fences == fences_)
-            fail("AsyncMisuse", site, "%s reads 16 bytes %s that ordinary stores have changed, and no fence_proxy_async came after: the tensor cores and TMA may see what was there before",
+            fail("AsyncMisuse", site, "%s reads 16 bytes %s that ordinary stores have changed, and no fence_proxy_async came "
+                 "after: the tensor cores and TMA may see what was there before",
                  what, describe_address(p + done).c_str());
         memcpy(seen.bytes, p + done, 16);
         seen.fences = fences_;

@@ -18,9 +18,12 @@ struct RowArguments {
     Site site;
 };
 
-static char* check_row(const char* name, const RowArguments& lane, InFlight::Kind kind) {
+// The row that a lane names, if it is one.
+static char* row_of(const Collective& call, unsigned number, const char* name, InFlight::Kind kind) {
+    const RowArguments& lane = *call.of<RowArguments>(number);
     uint32_t address = shared_address(lane.row, lane.site);
-    if (address % 16) fail("MisalignedAccess", lane.site, "%s: the row %s is not 16-byte aligned", name, describe_address(lane.row).c_str());
+    if (address % 16)
+        fail("MisalignedAccess", lane.site, "%s: the row %s is not 16-byte aligned", name, describe_address(lane.row).c_str());
     access(lane.row, 16, kind == InFlight::Kind::reads ? Access::read : Access::write, lane.site);
     block_state<InFlight>().check(name, kind, address, 16, lane.site);
     return static_cast<char*>(const_cast<void*>(lane.row));
@@ -43,10 +46,11 @@ static void load(Collective& call) {
     for (int matrix = 0; matrix < first.count; ++matrix) {
         uint16_t elements[8][8];
         for (unsigned row = 0; row < 8; ++row)
-            memcpy(elements[row], check_row("ldmatrix", *call.of<RowArguments>(unsigned(matrix) * 8 + row), InFlight::Kind::reads), 16);
+            memcpy(elements[row], row_of(call, unsigned(matrix) * 8 + row, "ldmatrix", InFlight::Kind::reads), 16);
         for (unsigned lane = 0; lane < 32; ++lane) {
             Place low = place_of(lane, 0, first.transposed), high = place_of(lane, 1, first.transposed);
-            call.of<RowArguments>(lane)->r[matrix] = elements[low.row][low.column] | uint32_t(elements[high.row][high.column]) << 16;
+            uint32_t upper = elements[high.row][high.column];
+            call.of<RowArguments>(lane)->r[matrix] = elements[low.row][low.column] | upper << 16;
         }
     }
 }
@@ -62,7 +66,7 @@ static void store(Collective& call) {
                 elements[p.row][p.column] = uint16_t(call.of<RowArguments>(lane)->r[matrix] >> 16 * half);
             }
         for (unsigned row = 0; row < 8; ++row)
-            memcpy(check_row("stmatrix", *call.of<RowArguments>(unsigned(matrix) * 8 + row), InFlight::Kind::writes), elements[row], 16);
+            memcpy(row_of(call, unsigned(matrix) * 8 + row, "stmatrix", InFlight::Kind::writes), elements[row], 16);
     }
 }
 
@@ -109,7 +113,9 @@ static void multiply(Collective& call) {
         for (unsigned half = 0; half < halves; ++half)
             for (unsigned i = 0; i < n; ++i) {
                 unsigned column = (16 * half + 4 * (lane % 4)) / size + i;
-                auto element = [&](const uint32_t& r) { return decode(reinterpret_cast<const uint8_t*>(&r) + i * size, first.format); };
+                auto element = [&](const uint32_t& r) {
+                    return decode(reinterpret_cast<const uint8_t*>(&r) + i * size, first.format);
+                };
                 a[lane / 4][column] = element(mine.a[2 * half]);
                 a[lane / 4 + 8][column] = element(mine.a[2 * half + 1]);
                 b[lane / 4][column] = element(mine.b[half]);

@@ -21,7 +21,8 @@ static uint64_t cookie(const void* address) { return 0x6D62617272696572ull ^ uin
 
 static std::string where(const Block& owner, const void* address) {
     if (&owner == &block()) return describe_address(address);
-    return describe_address(block().shared.pointer(owner.shared.address(address))) + " of block " + std::to_string(owner.rank) + " of the cluster";
+    const void* here = block().shared.pointer(owner.shared.address(address));
+    return describe_address(here) + " of block " + std::to_string(owner.rank) + " of the cluster";
 }
 
 MBarrier& mbarrier(Block& owner, const void* address, Site site) {
@@ -42,7 +43,8 @@ void MBarriers::fence(unsigned thread) {
 void MBarriers::block_finished() {
     for (auto& [address, barrier] : at)
         if (barrier.bytes != 0)
-            fail("BarrierMisuse", barrier.made_at, "the block ended, and the mbarrier %s has %ld bytes announced that did not land, or the reverse",
+            fail("BarrierMisuse", barrier.made_at, "the block ended, and the mbarrier %s has %ld bytes that were announced "
+                 "and did not land, or the reverse",
                  describe_address(address).c_str(), barrier.bytes);
 }
 
@@ -90,7 +92,8 @@ void mbar_init(uint64_t* s_barrier, int arrivals) {
         fail("BarrierMisuse", site, "an mbarrier for %d arrivals: 1 to %u", arrivals, most_arrivals);
     auto& barriers = block_state<MBarriers>().at;
     if (barriers.count(s_barrier))
-        fail("BarrierMisuse", site, "there is an mbarrier already, %s: mbar_inval comes first", describe_address(s_barrier).c_str());
+        fail("BarrierMisuse", site, "there is an mbarrier already, %s: mbar_inval comes first",
+             describe_address(s_barrier).c_str());
     access(s_barrier, 8, Access::write, site);
     MBarrier& barrier = barriers[s_barrier];
     barrier.address = s_barrier;
@@ -135,7 +138,8 @@ void mbar_arrive_cluster(uint64_t* s_barrier, uint32_t rank) {
     Block& there = cluster_block(rank);
     const void* mapped = map_shared(s_barrier, rank, site);
     if (there.live == 0)
-        fail("BarrierMisuse", site, "arrival at block %u of the cluster, which has exited: cluster_arrive and cluster_wait keep it alive", rank);
+        fail("BarrierMisuse", site, "arrival at block %u of the cluster, which has exited: cluster_arrive and cluster_wait keep "
+             "it alive", rank);
     MBarrier& barrier = mbarrier(there, mapped, site);
     if (&there != &block() && !barrier.fenced)
         fail("BarrierMisuse", site, "block %u made this mbarrier without mbar_fence_init: other blocks may not see it", rank);

@@ -9,9 +9,11 @@ namespace emu::ptx {
 uint32_t smem_u32(const void* s_pointer) { return shared_address(s_pointer, EMU_SITE); }
 
 // The GPU elects the same lane every time for the same lanes; which one is its secret. Here it is the first.
+static void elect(Collective& call) { *call.of<bool>(unsigned(__builtin_ctz(call.mask[0]))) = true; }
+
 bool elect_one() {
     bool elected = false;
-    warp_collective("elect_one", ~0u, [](Collective& call) { *call.of<bool>(unsigned(__builtin_ctz(call.mask[0]))) = true; }, &elected, EMU_SITE);
+    warp_collective("elect_one", ~0u, elect, &elected, EMU_SITE);
     return elected;
 }
 

@@ -24,13 +24,17 @@ static uint32_t mn_major_chunk(const Descriptor& d, unsigned c, unsigned k) {
 static uint32_t swizzled(uint32_t address, uint32_t span) { return address ^ (address >> 3 & (span - 16)); }
 
 static void check(const char* name, const Descriptor& d, unsigned row_bytes, Site site) {
-    if (d.base_offset) fail("AsyncMisuse", site, "wgmma: operand %s has base offset %u, which is not emulated: start its tile at a multiple of %u bytes", name, d.base_offset, 8 * d.span);
+    if (d.base_offset)
+        fail("AsyncMisuse", site, "wgmma: operand %s has base offset %u, which is not emulated: start its tile at a multiple of "
+             "%u bytes", name, d.base_offset, 8 * d.span);
     if (d.span == 16) return;
     if (d.start % (8 * d.span) / d.span)
-        fail("AsyncMisuse", site, "wgmma: operand %s starts at row %u of a group of eight (shared address 0x%x): a tile swizzled over %u bytes starts at a multiple of %u",
+        fail("AsyncMisuse", site, "wgmma: operand %s starts at row %u of a group of eight (shared address 0x%x): a tile "
+             "swizzled over %u bytes starts at a multiple of %u",
              name, d.start % (8 * d.span) / d.span, d.start, d.span, 8 * d.span);
     if (d.start % d.span + row_bytes > d.span)
-        fail("AsyncMisuse", site, "wgmma: operand %s starts at byte %u of a row of %u and needs %u", name, d.start % d.span, d.span, row_bytes);
+        fail("AsyncMisuse", site, "wgmma: operand %s starts at byte %u of a row of %u and needs %u", name, d.start % d.span,
+             d.span, row_bytes);
 }
 
 Operand::Operand(const char* name, uint64_t bits, unsigned extent, bool mn_major, ptx::Format format, Site site)

@@ -26,7 +26,8 @@ static void check_request(Collective& call) {
     const Request& first = *call.of<Request>(0);
     for (unsigned i = 1; i < 128; ++i)
         if (call.of<Request>(i)->count != first.count || call.of<Request>(i)->grow != first.grow)
-            fail("AsyncMisuse", first.site, "setmaxnreg: threads of warps %u-%u ask for different counts", call.first_warp, call.first_warp + 3);
+            fail("AsyncMisuse", first.site, "setmaxnreg: threads of warps %u-%u ask for different counts", call.first_warp,
+                 call.first_warp + 3);
     auto& registers = block_state<Registers>();
     unsigned threads = block().threads, count = unsigned(first.count);
     if (Registers::at_start(threads) == 0) return;
@@ -34,7 +35,8 @@ static void check_request(Collective& call) {
     unsigned& mine = registers.count[call.first_warp / 4];
     if (first.grow ? count < mine : count > mine)
         fail("AsyncMisuse", first.site, "%s to %u registers, but warps %u-%u have %u (a block of %u threads starts with %u each)",
-             first.grow ? "reg_alloc" : "reg_dealloc", count, call.first_warp, call.first_warp + 3, mine, threads, Registers::at_start(threads));
+             first.grow ? "reg_alloc" : "reg_dealloc", count, call.first_warp, call.first_warp + 3, mine, threads,
+             Registers::at_start(threads));
     if (first.grow) return;
     registers.free += (mine - count) * 128;
     mine = count;

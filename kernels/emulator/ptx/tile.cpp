@@ -13,7 +13,8 @@ static unsigned bytes_of(Element type) {
 Tile Tile::of(const CUtensorMap_st* map, const int* at, int rank, Site site) {
     if (uintptr_t(map) % 64) fail("MisalignedAccess", site, "a tensor map must be 64-byte aligned");
     if (map->magic != CUtensorMap_st::signature)
-        fail("AsyncMisuse", site, "there is no tensor map where the instruction looks for one: pass the address of a `const __grid_constant__ CUtensorMap` parameter");
+        fail("AsyncMisuse", site, "there is no tensor map where the instruction looks for one: pass the address of a `const "
+             "__grid_constant__ CUtensorMap` parameter");
     if (rank != map->rank)
         fail("AsyncMisuse", site, "%d coordinates for a tensor map of %d dimensions", rank, map->rank);
     Tile tile;
@@ -31,7 +32,8 @@ Tile Tile::of(const CUtensorMap_st* map, const int* at, int rank, Site site) {
         if (i > 0) tile.stride[i - 1] = map->stride[i - 1];
     }
     if (tile.swizzle && tile.row_bytes() != tile.swizzle)
-        fail("AsyncMisuse", site, "a box %u bytes wide under a swizzle of %u is not emulated: fill the swizzle's width", tile.row_bytes(), tile.swizzle);
+        fail("AsyncMisuse", site, "a box %u bytes wide under a swizzle of %u is not emulated: fill the swizzle's width",
+             tile.row_bytes(), tile.swizzle);
     return tile;
 }
 
@@ -124,7 +126,7 @@ void atomic_add(Element type, char* address, const uint8_t* value, Site site) {
         case Element::u32: return update(address, [&](uint32_t old) { return old + v; });
         case Element::bf16: return add_half(address, uint16_t(v), from_bf16, to_bf16);
         case Element::f16: return add_half(address, uint16_t(v), from_f16, to_f16);
-        default: fail("AsyncMisuse", site, "a reduction of this element type is not emulated: fp32, bf16, fp16, 32-bit integers are");
+        default: fail("AsyncMisuse", site, "adding is emulated for fp32, bf16, fp16 and 32-bit integers, not for this type");
     }
 }
 

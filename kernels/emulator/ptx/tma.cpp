@@ -21,12 +21,15 @@ static uint32_t check_tile(const char* what, const void* s_tile, const Tile& til
 
 // ---- loads ----
 
-static void load_into(const char* what, Block& there, unsigned rank, void* s_tile, uint64_t* s_barrier, const Tile& tile, uint32_t address, Site site) {
+static void load_into(const char* what, unsigned rank, void* s_tile, uint64_t* s_barrier, const Tile& tile, Site site) {
+    Block& there = cluster_block(rank);
+    const uint32_t address = shared_address(s_tile, site);
     char* to = static_cast<char*>(map_shared(s_tile, rank, site));
     auto* on = static_cast<uint64_t*>(map_shared(s_barrier, rank, site));
     if (there.live == 0) fail("AsyncMisuse", site, "%s to block %u of the cluster, which has exited", what, rank);
     if (!mbarrier(there, on, site).fenced)
-        fail("AsyncMisuse", site, "%s: the mbarrier was made without mbar_fence_init or fence_proxy_async, so TMA may not see it", what);
+        fail("AsyncMisuse", site, "%s: the mbarrier was made without mbar_fence_init or fence_proxy_async, so TMA may not "
+             "see it", what);
     auto use = block_state<InFlight>(there).begin(what, InFlight::Kind::writes, chunks_of(address, tile.bytes()), site);
     memset(to, 0xFF, tile.bytes());
     block_state<AsyncProxy>(there).wrote(to, address, tile.bytes());
@@ -85,9 +88,11 @@ static void write(Store& store, Stores::OfThread& thread, Block& block) {
 
 static void read(const std::shared_ptr<Store>& store, Stores::OfThread& thread, Block& block) {
     if (block.live == 0)
-        fail("AsyncMisuse", store->site, "the block ended before TMA had read the tile: tma_wait_read<0> (or tma_wait<0>) is missing");
+        fail("AsyncMisuse", store->site, "the block ended before TMA had read the tile: tma_wait_read<0> (or tma_wait<0>) is "
+             "missing");
     if (memcmp(store->source, store->image.data(), store->image.size()) != 0)
-        fail("AsyncMisuse", store->site, "the tile of this store was written again before TMA had read it: tma_wait_read comes between");
+        fail("AsyncMisuse", store->site, "the tile of this store was written again before TMA had read it: tma_wait_read comes "
+             "between");
     store->read = true;
     block_state<InFlight>().end(store->use);
     wake(block, thread.waiting);
@@ -116,10 +121,11 @@ void tma_load(void* s_tile, const CUtensorMap_st* map, uint64_t* s_barrier, cons
     Site site = EMU_SITE;
     const char* what = blocks ? "the tma_load_multicast" : "the tma_load";
     Tile tile = Tile::of(map, at, rank, site);
-    uint32_t address = check_tile(what, s_tile, tile, site);
-    if (blocks >> emu::cluster_size()) fail("AsyncMisuse", site, "multicast to blocks 0x%x of a cluster of %u", blocks, emu::cluster_size());
+    check_tile(what, s_tile, tile, site);
+    if (blocks >> emu::cluster_size())
+        fail("AsyncMisuse", site, "multicast to blocks 0x%x of a cluster of %u", blocks, emu::cluster_size());
     for (unsigned r = 0; r < emu::cluster_size(); ++r)
-        if (blocks ? blocks >> r & 1 : r == emu::cluster_rank()) load_into(what, cluster_block(r), r, s_tile, s_barrier, tile, address, site);
+        if (blocks ? blocks >> r & 1 : r == emu::cluster_rank()) load_into(what, r, s_tile, s_barrier, tile, site);
 }
 
 void tma_store(const CUtensorMap_st* map, const int* at, int rank, const void* s_tile, bool add) {
@@ -134,15 +140,16 @@ void tma_prefetch(const CUtensorMap_st* map, int rank) {
 
 static Tile contiguous(const void* g_pointer, int bytes, Element type, unsigned element_bytes, Site site) {
     if (bytes <= 0 || bytes % 16 || uintptr_t(g_pointer) % 16)
-        fail("MisalignedAccess", site, "a bulk copy of %d bytes, %s: address and size are multiples of 16", bytes, describe_address(g_pointer).c_str());
+        fail("MisalignedAccess", site, "a bulk copy of %d bytes, %s: address and size are multiples of 16", bytes,
+             describe_address(g_pointer).c_str());
     return Tile::contiguous(g_pointer, uint32_t(bytes), type, element_bytes);
 }
 
 void bulk_load(void* s_destination, const void* g_source, int bytes, uint64_t* s_barrier) {
     Site site = EMU_SITE;
     Tile tile = contiguous(g_source, bytes, Element::u8, 1, site);
-    uint32_t address = check_tile("the bulk_load", s_destination, tile, site);
-    load_into("the bulk_load", block(), emu::cluster_rank(), s_destination, s_barrier, tile, address, site);
+    check_tile("the bulk_load", s_destination, tile, site);
+    load_into("the bulk_load", emu::cluster_rank(), s_destination, s_barrier, tile, site);
 }
 
 void bulk_store(void* g_destination, const void* s_source, int bytes) {
@@ -153,7 +160,8 @@ void bulk_store(void* g_destination, const void* s_source, int bytes) {
 void bulk_reduce_add(void* g_destination, const void* s_source, int bytes, AddType type) {
     Site site = EMU_SITE;
     Element element = type == AddType::f32 ? Element::f32 : type == AddType::bf16 ? Element::bf16 : Element::f16;
-    start_store("the bulk_reduce_add", contiguous(g_destination, bytes, element, type == AddType::f32 ? 4 : 2, site), s_source, true, site);
+    Tile tile = contiguous(g_destination, bytes, element, type == AddType::f32 ? 4 : 2, site);
+    start_store("the bulk_reduce_add", tile, s_source, true, site);
 }
 
 void bulk_prefetch(const void* g_source, int bytes) { contiguous(g_source, bytes, Element::u8, 1, EMU_SITE); }

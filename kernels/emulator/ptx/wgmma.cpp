@@ -1,5 +1,6 @@
 // wgmma.*: products that a warpgroup starts, groups, and waits for. PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-
 // Accumulate Instructions". Until the wait the accumulators hold NaN, and the operands are reserved.
+#include "../access.h"
 #include "../grid.h"
 #include "formats.h"
 #include "in_flight.h"
@@ -73,9 +74,11 @@ struct Warpgroups final : State {
 
     void block_finished() override {
         for (Warpgroup& warpgroup : of) {
-            for (const auto& product : warpgroup.open) fail("AsyncMisuse", product->site, "a WGMMA in no group when the block ended: wgmma_commit is missing");
+            for (const auto& product : warpgroup.open)
+                fail("AsyncMisuse", product->site, "a WGMMA in no group when the block ended: wgmma_commit is missing");
             for (const auto& group : warpgroup.groups)
-                for (const auto& product : group) fail("AsyncMisuse", product->site, "the block ended, and nobody has waited for this WGMMA: wgmma_wait is missing");
+                for (const auto& product : group)
+                    fail("AsyncMisuse", product->site, "the block ended, and nobody has waited for this WGMMA");
         }
     }
 };
@@ -172,7 +175,9 @@ static void check_same(const Collective& call) {
         const char* what = other.a != first.a ? "descriptors of A" : other.b != first.b ? "descriptors of B"
                          : other.accumulate != first.accumulate ? "values of `accumulate`"
                          : other.n != first.n || other.format != first.format || !other.r != !first.r ? "instructions" : nullptr;
-        if (what) fail("AsyncMisuse", call.sites[t], "wgmma: threads 0 and %u of warps %u-%u have different %s", t, call.first_warp, call.first_warp + 3, what);
+        if (what)
+            fail("AsyncMisuse", call.sites[t], "wgmma: threads 0 and %u of warps %u-%u have different %s", t, call.first_warp,
+                 call.first_warp + 3, what);
     }
 }
 
@@ -180,7 +185,8 @@ static Accumulators& accumulators_of(const Collective& call, Warpgroup& warpgrou
     const ptx::Wgmma& first = *call.of<ptx::Wgmma>(0);
     Accumulators& d = warpgroup.accumulators[first.d];
     if (d.under_way && d.n != first.n)
-        fail("AsyncMisuse", call.sites[0], "wgmma with N = %d on accumulators that one with N = %d is still changing", first.n, d.n);
+        fail("AsyncMisuse", call.sites[0], "wgmma with N = %d on accumulators that one with N = %d is still changing", first.n,
+             d.n);
     if (d.n != first.n) d.written_at = 0;                // other registers, at the same place
     d.n = first.n;
     for (unsigned t = 0; t < 128; ++t) d.of[t] = call.of<ptx::Wgmma>(t)->d;
@@ -193,7 +199,8 @@ static void check_handed_over(const Collective& call, const Warpgroup& warpgroup
         for (const HandedOver& h : warpgroup.handed_over[t]) {
             const ptx::Wgmma& mine = *call.of<ptx::Wgmma>(t);
             if ((h.registers == mine.r || h.registers == mine.d) && !h.unchanged())
-                fail("AsyncMisuse", call.sites[t], "the %s were written after the wgmma_fence that handed them over", h.registers == mine.r ? "A fragments" : "accumulators");
+                fail("AsyncMisuse", call.sites[t], "the %s were written after the wgmma_fence that handed them over",
+                     h.registers == mine.r ? "A fragments" : "accumulators");
         }
 }
 
@@ -202,7 +209,9 @@ static void check_handed_over(const Collective& call, const Warpgroup& warpgroup
 static void check_fence(const Collective& call, const Warpgroup& warpgroup, const Accumulators& d) {
     const ptx::Wgmma& first = *call.of<ptx::Wgmma>(0);
     Site site = call.sites[0];
-    if (warpgroup.fences == 0) fail("AsyncMisuse", site, "wgmma without wgmma_fence: the registers of warps %u-%u may not be ready", call.first_warp, call.first_warp + 3);
+    if (warpgroup.fences == 0)
+        fail("AsyncMisuse", site, "wgmma without wgmma_fence: the registers of warps %u-%u may not be ready", call.first_warp,
+             call.first_warp + 3);
     bool fenced = warpgroup.last_fence == warpgroup.waits;
     if (!fenced && first.r) fail("AsyncMisuse", site, "wgmma with A in registers, and no wgmma_fence since the last wgmma_wait");
     if (d.under_way) {
@@ -217,7 +226,8 @@ static void check_fragments(const Collective& call, const Warpgroup& warpgroup) 
     auto check = [&](const Warpgroup::Group& group) {
         for (const auto& product : group)
             if (r && product->registers == r && memcmp(r, product->first_registers, sizeof product->first_registers))
-                fail("AsyncMisuse", call.sites[0], "the A fragments of the WGMMA at %s were written before it was waited for", place(product->site).c_str());
+                fail("AsyncMisuse", call.sites[0], "the A fragments of the WGMMA at %s were written before it was waited for",
+                     place(product->site).c_str());
     };
     for (const auto& group : warpgroup.groups) check(group);
     check(warpgroup.open);
@@ -230,7 +240,8 @@ static void reserve(Product& p) {
     p.use = block_state<InFlight>().begin("the wgmma", InFlight::Kind::reads, std::move(chunks), p.site);
     AsyncProxy& proxy = block_state<AsyncProxy>();
     for (const Operand* operand : {&p.a, &p.b})
-        for (size_t i = 0; i < operand->chunks.size(); ++i) proxy.read(operand->chunks[i], operand->addresses[i], 16, "the wgmma", p.site);
+        for (size_t i = 0; i < operand->chunks.size(); ++i)
+            proxy.read(operand->chunks[i], operand->addresses[i], 16, "the wgmma", p.site);
 }
 
 // From here to the wait the accumulators hold NaN.
@@ -238,7 +249,8 @@ static void take_over(Warpgroup& warpgroup, Accumulators& d, bool accumulate) {
     if (accumulate) gather(d);
     for (unsigned t = 0; t < 128; ++t) {
         auto& handed_over = warpgroup.handed_over[t];
-        handed_over.erase(std::remove_if(handed_over.begin(), handed_over.end(), [&](const HandedOver& h) { return h.registers == d.of[t]; }), handed_over.end());
+        auto is_d = [&](const HandedOver& h) { return h.registers == d.of[t]; };
+        handed_over.erase(std::remove_if(handed_over.begin(), handed_over.end(), is_d), handed_over.end());
         memset(d.of[t], 0xFF, unsigned(d.n) / 2 * sizeof(float));
     }
 }
@@ -294,7 +306,8 @@ static void commit(Collective& call) {
 static void begin_wait(Collective& call) {
     Warpgroup& warpgroup = warpgroup_of(call);
     if (!warpgroup.open.empty())
-        fail("AsyncMisuse", call.sites[0], "wgmma_wait, but the WGMMA at %s is in no group: wgmma_commit is missing", place(warpgroup.open[0]->site).c_str());
+        fail("AsyncMisuse", call.sites[0], "wgmma_wait, but the WGMMA at %s is in no group: wgmma_commit is missing",
+             place(warpgroup.open[0]->site).c_str());
     ++warpgroup.waits;
     warpgroup.returned = 0;
 }
@@ -307,7 +320,8 @@ static void retire(Warpgroup& warpgroup, size_t pending) {
             warpgroup.read.push_back(product->use);
             Accumulators& d = *product->d;
             if (--d.under_way) continue;
-            if (!poisoned(d)) fail("AsyncMisuse", product->site, "the accumulators of this WGMMA were written before it was waited for");
+            if (!poisoned(d))
+                fail("AsyncMisuse", product->site, "the accumulators of this WGMMA were written before it was waited for");
             scatter(d);
             d.written_at = warpgroup.waits;
         }
@@ -315,6 +329,27 @@ static void retire(Warpgroup& warpgroup, size_t pending) {
     if (warpgroup.returned != 15) return;
     for (InFlight::Handle use : warpgroup.read) block_state<InFlight>().end(use);
     warpgroup.read.clear();
+}
+
+static const Product& changing(const Warpgroup& warpgroup, const Accumulators& d) {
+    for (const auto& group : warpgroup.groups)
+        for (const auto& product : group)
+            if (product->d == &d) return *product;
+    return **std::find_if(warpgroup.open.begin(), warpgroup.open.end(), [&](const auto& product) { return product->d == &d; });
+}
+
+void check_local(const void* address, size_t bytes, Access kind, Site site) {
+    static const int slot = slot_of<Warpgroups>();
+    auto* state = static_cast<Warpgroups*>(state_slot(block(), slot).get());
+    if (!state) return;
+    const Warpgroup& warpgroup = state->of[self().warp / 4];
+    const char* p = static_cast<const char*>(address);
+    for (const auto& [first, d] : warpgroup.accumulators) {
+        const char* begin = reinterpret_cast<const char*>(d.of[self().index % 128]);
+        if (d.under_way == 0 || p + bytes <= begin || p >= begin + unsigned(d.n) / 2 * sizeof(float)) continue;
+        fail("AsyncMisuse", site, "%s accumulators that the WGMMA at %s is still changing: wgmma_wait comes first",
+             kind == Access::read ? "reads" : "writes", place(changing(warpgroup, d).site).c_str());
+    }
 }
 
 namespace ptx {
