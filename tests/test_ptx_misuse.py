@@ -51,6 +51,7 @@ ERRORS = {
     "EXPECT_LESS": (AsyncMisuse, "wgmma reads 16 bytes .* that the tma_load .* still writes", WGMMA),
     "EXPECT_MORE": (emulator.Deadlock, "phase 0 lacks 0 of 1 arrivals and 64 bytes", "ptx::mbar_wait(&s.full"),
     "UNALIGNED_TILE": (emulator.MisalignedAccess, "byte 128 .*, not 1024-byte aligned as its swizzle needs", LOAD_A),
+    "UNALIGNED_COLUMN": (emulator.MisalignedAccess, "first coordinate, 4, is 8 bytes into a row", "== UNALIGNED_COLUMN"),
     "WRONG_RANK": (AsyncMisuse, "3 coordinates for a tensor map of 2 dimensions", "== WRONG_RANK"),
     "NO_INIT": (emulator.BarrierMisuse, "no mbarrier .*: mbar_init has made none there", EXPECT),
     "INIT_TWICE": (emulator.BarrierMisuse, "there is an mbarrier already", "== INIT_TWICE"),

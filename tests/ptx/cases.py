@@ -254,12 +254,12 @@ def registers(device):
 
 SPANS = {"none": 0, "32B": 32, "64B": 64, "128B": 128}
 TILES = {  # shape, box, where the box starts (innermost first), swizzle, dtype
-    "1d": ((100,), (64,), (50,), "none", torch.int32),
+    "1d": ((100,), (64,), (48,), "none", torch.int32),
     "2d-none": ((50, 48), (8, 16), (40, 44), "none", torch.float32),
-    "2d-32B": ((40, 72), (16, 16), (60, -5), "32B", torch.float16),
-    "2d-64B": ((40, 72), (16, 32), (-3, 30), "64B", torch.float16),
+    "2d-32B": ((40, 72), (16, 16), (64, -5), "32B", torch.float16),
+    "2d-64B": ((40, 72), (16, 32), (-8, 30), "64B", torch.float16),
     "2d-128B": ((40, 72), (16, 64), (8, 5), "128B", torch.bfloat16),
-    "2d-bytes": ((40, 160), (8, 128), (100, 36), "128B", torch.uint8),
+    "2d-bytes": ((40, 160), (8, 128), (96, 36), "128B", torch.uint8),
     "2d-outside": ((8, 64), (8, 64), (64, 0), "128B", torch.bfloat16),
     "3d": ((3, 40, 72), (2, 8, 64), (16, 33, 1), "128B", torch.bfloat16),
     "4d": ((2, 3, 20, 72), (1, 2, 16, 64), (0, 9, 2, 1), "128B", torch.bfloat16),

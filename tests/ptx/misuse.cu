@@ -12,6 +12,7 @@ extern __shared__ __align__(1024) unsigned char smem_raw[];
 
 enum Mistake {
     NONE, NO_FENCE_INIT, NO_BARRIER_WAIT, ARRIVE_TWICE, EXPECT_LESS, EXPECT_MORE, UNALIGNED_TILE, WRONG_RANK, NO_INIT,
+    UNALIGNED_COLUMN,
     INIT_TWICE, BARRIER_OVERWRITTEN, BAD_PARITY, NO_WGMMA_FENCE, TOUCHED_AFTER_FENCE, FRAGMENTS_TOUCHED,
     NO_WGMMA_COMMIT, NO_WGMMA_WAIT, WAIT_LEAVES_GROUP, DESCRIPTORS_DIFFER, ACCUMULATORS_READ, ACCUMULATORS_WRITTEN,
     FRAGMENTS_WRITTEN, TILE_WRITTEN, TILE_REFILLED, MISSING_WARP, NOT_A_GROUP_OF_EIGHT, NO_PROXY_FENCE, NO_TMA_COMMIT,
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(128, 1)
         if (mistake == ARRIVE_TWICE) ptx::mbar_arrive(&s.full);
         ptx::tma_load(mistake == UNALIGNED_TILE ? s.a + 64 : s.a, &a_map, &s.full, {0, 0});
         if (mistake == WRONG_RANK) ptx::tma_load(s.b, &b_map, &s.full, {0, 0, 0});
-        ptx::tma_load(s.b, &b_map, &s.full, {0, 0});
+        ptx::tma_load(s.b, &b_map, &s.full, {mistake == UNALIGNED_COLUMN ? 4 : 0, 0});
     }
     __syncthreads();
     if (mistake != NO_BARRIER_WAIT) ptx::mbar_wait(&s.full, mistake == BAD_PARITY ? 2 : 0);

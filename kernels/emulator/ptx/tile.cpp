@@ -31,6 +31,9 @@ Tile Tile::of(const CUtensorMap_st* map, const int* at, int rank, Site site) {
         tile.at[i] = at[i];
         if (i > 0) tile.stride[i - 1] = map->stride[i - 1];
     }
+    if (tile.at[0] * tile.element_bytes % 16)
+        fail("MisalignedAccess", site, "the first coordinate, %d, is %lld bytes into a row: the copy engine starts at multiples "
+             "of 16", at[0], (long long)(tile.at[0] * tile.element_bytes));
     if (tile.swizzle && tile.row_bytes() != tile.swizzle)
         fail("AsyncMisuse", site, "a box %u bytes wide under a swizzle of %u is not emulated: fill the swizzle's width",
              tile.row_bytes(), tile.swizzle);
