@@ -23,7 +23,8 @@ __device__ void fill(int offset, const unsigned char* bytes, int count) {
     __syncthreads();
 }
 
-// d[64][128] (+)= A B. `a` and `b` are shared memory byte for byte; their descriptors are given by their fields.
+// d[64][128] (+)= A B. `a` and `b` are shared memory byte for byte; their descriptors are given by their fields. Without
+// `accumulate` the product is computed twice, and the second must not see the first.
 template <class Element, ptx::Major A_MAJOR, ptx::Major B_MAJOR>
 __global__ void __launch_bounds__(128, 1)
     wgmma_layout_kernel(const unsigned char* a, int a_bytes, int a_start, int a_swizzle, int a_leading, int a_stride,
@@ -35,6 +36,12 @@ __global__ void __launch_bounds__(128, 1)
     const ptx::MatrixDescriptor b_tile(smem_raw + a_bytes + b_start, ptx::Swizzle(b_swizzle), b_leading, b_stride);
     float sum[64];
     each_accumulator<128>([&](int i, int place) { sum[i] = d[place]; });
+    if (!accumulate) {
+        ptx::wgmma_fence(sum);
+        ptx::wgmma_ss<128, Element, A_MAJOR, B_MAJOR>(sum, a_tile, b_tile, false);
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>(sum);
+    }
     ptx::wgmma_fence(sum);
     ptx::wgmma_ss<128, Element, A_MAJOR, B_MAJOR>(sum, a_tile, b_tile, accumulate);
     ptx::wgmma_commit();
