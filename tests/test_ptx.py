@@ -40,8 +40,19 @@ def test_any_order_of_threads(name):
                 assert torch.equal(got, want.to(got.dtype))
 
 
-SOME = ["ldmatrix-4-True", "mma_m16n8k16-__half", "cp_async-8", "mbarrier", "tma_load-2d-128B-1", "tma_store-3d",
-        "tma_reduce_add-2d-128B", "multicast-0", "wgmma_every_n-__nv_bfloat16-M-registers"]  # fmt: skip
+SOME = [
+    "griddep",
+    "ldmatrix-4-True",
+    "mma_m16n8k16-__half",
+    "cp_async-8",
+    "mbarrier",
+    "tma_load-2d-128B-1",
+    "tma_store-3d",
+    "tma_reduce_add-2d-128B",
+    "multicast-0",
+    "neighbours",
+    "wgmma_every_n-__nv_bfloat16-M-registers",
+]
 
 
 @pytest.mark.parametrize("name", SOME)
