@@ -26,10 +26,12 @@ def test_oracle(name):
         assert got.shape == want.shape and torch.equal(got, want.to(got.dtype))
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="no bits recorded on a GPU yet: tests/ptx/record.py")
 @pytest.mark.parametrize("name", CASES)
 def test_bits_recorded_on_a_gpu(name):
-    assert digest(results(name)) == json.loads(RECORDED.read_text())["digests"][name]
+    recorded = json.loads(RECORDED.read_text())["digests"]
+    if name not in recorded:
+        pytest.skip("a GPU has not given bits for this case yet: tests/ptx/record.py")
+    assert digest(results(name)) == recorded[name]
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("wgmma_layout")])
