@@ -41,15 +41,15 @@ class Tile(NamedTuple):
         config = (DTYPES[dtype], *self[:5], f"Mask::{'CAUSAL' if causal else 'NONE'}", f"Maximum::{self.maximum}")
         return f"attention_overlap_kernel<Config<{', '.join(map(str, config))}>>"
 
-# %% ../../nbs/47_overlap.ipynb #f5fe387f
+# %% ../../nbs/47_overlap.ipynb #62c7869a
 STEP = "attention/47_overlap.cu"
 TILES = {64: Tile(64, 4, 64, 4, 2, "OPTIMISTIC"), 128: Tile(128, 2, 128, 2, 2, "OPTIMISTIC"), 256: Tile(256, 2, 64, 2, 1, "EXACT")}
-LONG_TILE = Tile(64, 3, 128, 4, 2, "OPTIMISTIC")     # head_dim 64, no mask, more than 2,048 keys
+LONG_TILE = Tile(64, 3, 128, 4, 2, "OPTIMISTIC")     # head_dim 64, no mask, more than 4,096 keys
 
 @functools.cache
 def choose_tile(head_dim: int, seqlen_k: int, causal: bool) -> Tile:
     "The tile that was fastest on an H200."
-    if head_dim <= 64 and seqlen_k > 2048 and not causal: return LONG_TILE
+    if head_dim <= 64 and seqlen_k > 4096 and not causal: return LONG_TILE
     return next(tile for padded, tile in TILES.items() if head_dim <= padded)
 
 def instances() -> list[tuple[str, str]]:
@@ -81,21 +81,26 @@ def _heads_per_group(heads: int, seqlen_k: int, head_dim: int) -> int:
     fitting = max(1, min(heads, 32 * 2**20 // (4 * seqlen_k * head_dim)))
     return 1 << fitting.bit_length() - 1
 
-# %% ../../nbs/47_overlap.ipynb #f9da40c0
+# %% ../../nbs/47_overlap.ipynb #9168d5c6
 def _mappable(x: torch.Tensor) -> torch.Tensor:
     "`x` itself if a tensor map can describe it, else a contiguous copy. A map has no stride 0."
     return rows_of(x)[0] if all(x.stride()) else x.contiguous()
 
+@functools.lru_cache(maxsize=4096)
+def _plan(problem, dtype: torch.dtype, device: torch.device, causal: bool, tile: Tile | None):
+    "What a launch needs beside its tensors: kernel, grid, tile, sizes."
+    tile = tile or choose_tile(problem.head_dim, problem.seqlen_k, causal)
+    heads = problem.batch * problem.num_heads
+    grid = min(_num_sms(device), -(-problem.seqlen_q // tile.block_m) * heads)
+    group = _heads_per_group(heads, problem.seqlen_k, problem.head_dim)
+    return cuda.compile(STEP, tile.instance(dtype, causal)), grid, tile, (*problem[:5], group)
+
 def launch(problem, q, k, v, out, lse, *, causal: bool, scale: float, tile: Tile | None = None):
     "Launch the kernel on tensors that a tensor map can describe."
-    batch, num_heads, _, seqlen_q, seqlen_k, head_dim = problem
-    tile = tile or choose_tile(head_dim, seqlen_k, causal)
-    maps = [cuda.TensorMap(x, (1, 1, rows, 64), "128B") for x, rows in
-            ((q, tile.block_m), (k, tile.block_n), (v, tile.block_n), (out, tile.block_m))]
-    grid = min(_num_sms(q.device), -(-seqlen_q // tile.block_m) * num_heads * batch)
-    group = _heads_per_group(batch * num_heads, seqlen_k, head_dim)
-    cuda.compile(STEP, tile.instance(q.dtype, causal)).launch(
-        grid, tile.threads, [*maps, lse, _next_counter(q.device), *problem[:5], group, scale], tile.shared_bytes)
+    kernel, grid, tile, sizes = _plan(problem, q.dtype, q.device, causal, tile)
+    q_box, k_box = (1, 1, tile.block_m, 64), (1, 1, tile.block_n, 64)
+    maps = (cuda.TensorMap(x, box, "128B") for x, box in ((q, q_box), (k, k_box), (v, k_box), (out, q_box)))
+    kernel.launch(grid, tile.threads, (*maps, lse, _next_counter(q.device), *sizes, scale), tile.shared_bytes)
 
 # %% ../../nbs/47_overlap.ipynb #11883478
 def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None, return_lse: bool = False):
