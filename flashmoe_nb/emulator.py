@@ -32,9 +32,14 @@ import torch
 from . import cuda
 from .cuda import ARCHITECTURES, KB, KERNELS, CompileError, Source, TensorMap, cache_dir
 
-# %% ../nbs/06_emulator.ipynb #b864c2b1
+# %% ../nbs/06_emulator.ipynb #aca65d80
 class EmulatorUnavailable(RuntimeError):
     "There is no C++ compiler. The message says what to install."
+
+# Equal code on two lines stays two pieces of code, or an error could not say which of the lines it is.
+_GCC_FLAGS = ("-fno-gnu-unique", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-code-hoisting", "-fno-ipa-icf")
+_CLANG_FLAGS = ("-mllvm", "-sink-common-insts=0", "-mllvm", "-hoist-common-insts=0", "-mllvm", "-enable-tail-merge=0")
+_ZIG_FLAGS = ("-mcpu=baseline",)        # zig compiles for the very processor it runs on; a cache may be shared
 
 class Compiler(NamedTuple):
     "A C++ compiler: how to call it, and what it says of itself."
@@ -44,7 +49,10 @@ class Compiler(NamedTuple):
     def __str__(self): return f"{shlex.join(self.command)} ({self.version})"
 
     @property
-    def is_gcc(self) -> bool: return "clang" not in self.version
+    def flags(self) -> tuple[str, ...]:
+        "What this compiler alone has to be told."
+        if "clang" not in self.version: return _GCC_FLAGS
+        return _CLANG_FLAGS + _ZIG_FLAGS * any("zig" in word for word in self.command)
 
 def _ask_version(command: tuple[str, ...]) -> str | None:
     try: answer = subprocess.run([*command, "--version"], capture_output=True, text=True)
@@ -65,7 +73,7 @@ def find_compiler() -> Compiler:
     "The C++ compiler to use: `$CXX`, else g++, clang++ or the wheel ziglang. Raises `EmulatorUnavailable`."
     return _find_compiler(os.environ.get("CXX"))
 
-# %% ../nbs/06_emulator.ipynb #79d42644
+# %% ../nbs/06_emulator.ipynb #355c3a6e
 RUNTIME = KERNELS / "emulator"
 _DEVICE = RUNTIME / "include"
 # Line tables that the runtime can read; arithmetic exactly as written; only what is asked for leaves a library.
@@ -85,9 +93,9 @@ def _must_run(command, folder: Path):
 @functools.cache
 def _runtime_digest(compiler: Compiler) -> str:
     files = sorted(f for f in RUNTIME.rglob("*") if f.suffix in (".h", ".cpp"))
-    return _digest(compiler, _FLAGS, [(str(f.relative_to(RUNTIME)), f.read_bytes()) for f in files])
+    return _digest(compiler, compiler.flags, _FLAGS, [(str(f.relative_to(RUNTIME)), f.read_bytes()) for f in files])
 
-# %% ../nbs/06_emulator.ipynb #53d971a9
+# %% ../nbs/06_emulator.ipynb #f9ce151b
 def _compile_runtime(compiler: Compiler, folder: Path, library: str):
     "Compile each folder of sources as one unit, at the same time, and link them."
     folder.mkdir()
@@ -98,8 +106,8 @@ def _compile_runtime(compiler: Compiler, folder: Path, library: str):
     jobs = []
     for i, sources in enumerate(units.values()):
         (folder / f"unit{i}.cpp").write_text("".join(f'#include "{source}"\n' for source in sources))
-        jobs.append((*compiler.command, *_FLAGS, "-g0", "-pthread", "-c", f"unit{i}.cpp", "-o", f"unit{i}.o"))
-    jobs += [(*compiler.command, *_FLAGS, "-c", RUNTIME / f"{name}.cpp", "-o", f"{name}.o") for name in around]
+        jobs.append((*compiler.command, *compiler.flags, *_FLAGS, "-g0", "-pthread", "-c", f"unit{i}.cpp", "-o", f"unit{i}.o"))
+    jobs += [(*compiler.command, *compiler.flags, *_FLAGS, "-c", RUNTIME / f"{name}.cpp", "-o", f"{name}.o") for name in around]
     with ThreadPoolExecutor(len(jobs)) as pool:
         list(pool.map(lambda job: _must_run(job, folder), jobs))
     _must_run((*compiler.command, "-shared", "-pthread", *(f"unit{i}.o" for i in range(len(units))),
@@ -139,9 +147,10 @@ class _Spec(ctypes.Structure):
 class _Counters(ctypes.Structure):
     _fields_ = [(name, _U64) for name in ("switches", "barriers", "collectives", "accesses")]
 
-# %% ../nbs/06_emulator.ipynb #d9dd59b4
+# %% ../nbs/06_emulator.ipynb #bbff6f46
 _FUNCTIONS = {                                             # of api.cpp: result, arguments
     "emu_reason": (_TEXT,), "emu_module": (_POINTER, _TEXT, _POINTER), "emu_static_shared": (_U64, _POINTER),
+    "emu_signature_name": (_TEXT, _POINTER),
     "emu_arguments": (_POINTER, _POINTER, _U64, _POINTER, _U64, _POINTER, _U64), "emu_intact": (_TEXT, _POINTER),
     "emu_write_back": (None, _POINTER), "emu_free_arguments": (None, _POINTER), "emu_start": (_POINTER, _POINTER),
     "emu_wait": (ctypes.c_int, _POINTER, ctypes.c_double), "emu_stop": (None, _POINTER),
@@ -156,13 +165,10 @@ def _load(folder: Path) -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     return library
 
-# %% ../nbs/06_emulator.ipynb #8feaff95
+# %% ../nbs/06_emulator.ipynb #6443ceb5
 _KERNEL_FLAGS = ("-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fstack-clash-protection", "-fsanitize=alignment",
-                 "-ffunction-sections", "-fdata-sections")
+                 "-ffunction-sections", "-fdata-sections", "-UNDEBUG")
 _CHECK_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
-# Equal code on two lines stays two pieces of code, or an error could not say which of the lines it is.
-_GCC_FLAGS = ("-fno-gnu-unique", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-code-hoisting", "-fno-ipa-icf")
-_CLANG_FLAGS = ("-mllvm", "-sink-common-insts=0", "-mllvm", "-hoist-common-insts=0", "-mllvm", "-enable-tail-merge=0")
 _DIAGNOSTIC = re.compile(r"^(?:\./)?(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.M)
 
 def _compile_error(source: Source, name: str, log: str) -> CompileError:
@@ -173,7 +179,7 @@ def _compile_error(source: Source, name: str, log: str) -> CompileError:
         return CompileError(source, "the emulator", f"  {name}: {first['message'] if first else log}")
     return CompileError(source, "the emulator", "\n".join(f"{m['file']}({m['line']}): error: {m['message']}" for m in found))
 
-# %% ../nbs/06_emulator.ipynb #b279a014
+# %% ../nbs/06_emulator.ipynb #e79fb321
 def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, library: Path):
     "Compile one kernel instance in a folder of its own and move the library to its place."
     own = dataclasses.replace(source, headers={h: t for h, t in source.headers.items() if not h.startswith("emulator/")})
@@ -183,11 +189,12 @@ def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, li
         complaint = _run((*command, f"-ffile-prefix-map={folder}=/kernel", "-include", _DEVICE / "device.h", "-isystem", _DEVICE,
                           "-I.", "-I", KERNELS, "-c", "entry.cpp", "-o", "kernel.o"), folder)
         if complaint: raise _compile_error(source, name, complaint)
-        _must_run((*find_compiler().command, "-shared", "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN", runtime / "shared_front.o",
-                   "kernel.o", runtime / "shared_back.o", next(runtime.glob("libemulator-*.so")), "-o", "kernel.so"), folder)
+        around = runtime / "shared_front.o", "kernel.o", runtime / "shared_back.o", next(runtime.glob("libemulator-*.so"))
+        _must_run((*find_compiler().command, "-shared", "-fno-sanitize=undefined",      # zig would link a runtime of its own
+                   "-Wl,--gc-sections", "-Wl,-rpath,$ORIGIN", *around, "-o", "kernel.so"), folder)
         os.replace(Path(folder, "kernel.so"), library)
 
-# %% ../nbs/06_emulator.ipynb #6dde776a
+# %% ../nbs/06_emulator.ipynb #dd95f61a
 CHECKS = {"memory": 1, "init": 2}
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 _built: dict[Path, "Built"] = {}
@@ -205,8 +212,8 @@ def build(source: Source, name: str, defines: dict[str, str | int] | None = None
     instrumented. Raises `CompileError`, `EmulatorUnavailable`, `ValueError` for a check that does not exist."""
     compiler, chip = find_compiler(), ARCHITECTURES[source.architectures[-1]]
     version = 100 * chip.capability[0] + 10 * chip.capability[1]
-    command = (*compiler.command, *_FLAGS, *_KERNEL_FLAGS, *(_CHECK_FLAGS if _checks(check) else ()),
-               *(_GCC_FLAGS if compiler.is_gcc else _CLANG_FLAGS), f"-DFLASHMOE_ARCH={version}",
+    command = (*compiler.command, *compiler.flags, *_FLAGS, *_KERNEL_FLAGS, *(_CHECK_FLAGS if _checks(check) else ()),
+               f"-DFLASHMOE_ARCH={version}",
                *(f"-D{key}={value}" for key, value in (defines or {}).items()))
     runtime = _runtime(compiler)
     library = runtime / f"{_digest(source.digest, name, command)}.so"
@@ -363,19 +370,18 @@ def _events(trace: str, source: Source) -> list[Event]:
         events.append(Event(int(step), int(block), int(thread), what, name, _PLACE.sub(located, place)))
     return events
 
-# %% ../nbs/06_emulator.ipynb #b4e50938
+# %% ../nbs/06_emulator.ipynb #67f5755a
 class Built:
     "One kernel instance as a library of this machine. `signature`: its parameter types, as on the GPU."
 
     def __init__(self, source: Source, name: str, defines: dict, library: Path, *, instrumented: bool):
         self.source, self.name, self.defines, self.instrumented = source, name, defines, instrumented
         self._runtime, self._kernel = _load(library.parent), ctypes.CDLL(str(library))
-        self._kernel.emu_signature.restype = ctypes.c_char_p
-        self.signature = cuda.signature_of(self._kernel.emu_signature().decode())
         functions = self._kernel.emu_entry, self._kernel.emu_shared_layout
         self._entry, self._layout = (ctypes.cast(function, _POINTER).value for function in functions)
         self._module = self._runtime.emu_module(str(library).encode(), self._entry)
         if not self._module: raise RuntimeError(self._runtime.emu_reason().decode())
+        self.signature = cuda.signature_of(self._runtime.emu_signature_name(self._module).decode())
         self.static_shared = self._runtime.emu_static_shared(self._module)
 
     def __repr__(self): return f"Built({self.source.path!r}, {self.name!r})"

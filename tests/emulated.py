@@ -1,8 +1,10 @@
 """What the emulator's tests share: building the micro-kernels of tests/emulator/ with each compiler."""
 
-import os
+import importlib.util
 import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,15 @@ from flashmoe_nb import cuda, emulator
 FOLDER = Path(__file__).parent / "emulator"
 
 
-@pytest.fixture(params=["g++", "clang++"])
+COMPILERS = {"g++": "g++", "clang++": "clang++", "zig": shlex.join([sys.executable, "-m", "ziglang", "c++"])}
+
+
+@pytest.fixture(params=COMPILERS)
 def compiler(request, monkeypatch):
     "Builds inside the test use this compiler."
-    if shutil.which(request.param) is None:
+    if not (importlib.util.find_spec("ziglang") if request.param == "zig" else shutil.which(request.param)):
         pytest.skip(f"{request.param} is not installed")
-    monkeypatch.setenv("CXX", request.param)
+    monkeypatch.setenv("CXX", COMPILERS[request.param])
     return request.param
 
 
@@ -34,7 +39,3 @@ def line(file: str, mark: str) -> str:
     lines = (FOLDER / file).read_text().splitlines()
     (number,) = (i for i, text in enumerate(lines, 1) if re.search(rf"\b{mark}$", text))
     return f"kernels/tests/{file}:{number}"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

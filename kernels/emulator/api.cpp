@@ -36,6 +36,7 @@ EMU_EXPORT Module* emu_module(const char* path, const void* inside) {
     return guarded([&] { return new Module(path, inside); });
 }
 
+EMU_EXPORT const char* emu_signature_name(const Module* module) { return module->signature().c_str(); }
 EMU_EXPORT uint64_t emu_static_shared(const Module* module) { return module->static_end() - module->static_begin(); }
 
 EMU_EXPORT Arguments* emu_arguments(MappingSpec* mappings, size_t m, const SpanSpec* spans, size_t s, const ExtentSpec* extents, size_t e) {

@@ -39,12 +39,12 @@ Bytes ElfFile::section(const char* name) const {
     return {};
 }
 
-std::vector<ElfFile::Symbol> ElfFile::thread_local_symbols() const {
+std::vector<ElfFile::Symbol> ElfFile::symbols(unsigned kind) const {
     Bytes symbols = section(".symtab"), names = section(".strtab");
     const auto* begin = reinterpret_cast<const Elf64_Sym*>(symbols.begin);
     std::vector<Symbol> found;
     for (const Elf64_Sym* s = begin; s != begin + symbols.size / sizeof *s; ++s)
-        if (ELF64_ST_TYPE(s->st_info) == STT_TLS && s->st_shndx != SHN_UNDEF)
+        if (ELF64_ST_TYPE(s->st_info) == kind && s->st_shndx != SHN_UNDEF)
             found.push_back({reinterpret_cast<const char*>(names.begin + s->st_name), s->st_value, s->st_size});
     return found;
 }
@@ -72,20 +72,24 @@ Module::Module(const char* path, const void* something_inside) : path_(path) {
     dladdr(something_inside, &info);
     base_ = static_cast<const char*>(info.dli_fbase);
     bytes_ = file.image_bytes();
-    bool any = false;
-    for (const auto& symbol : file.thread_local_symbols()) {
-        if (symbol.name == "smem_raw") { dynamic_offset_ = symbol.value; continue; }
-        if (symbol.name.find("_guard") != std::string::npos && symbol.name.rfind("_ZN3emu", 0) == 0) {
-            if (!any && symbol.name.find("front") != std::string::npos) static_begin_ = static_end_ = symbol.value + symbol.size;
-            continue;
-        }
-        if (symbol.size == 0) continue;
-        shared_arrays_.push_back({short_name(symbol.name), symbol.value, symbol.size});
-        static_begin_ = any ? std::min(static_begin_, size_t(symbol.value)) : symbol.value;
-        static_end_ = any ? std::max(static_end_, size_t(symbol.value + symbol.size)) : symbol.value + symbol.size;
-        any = true;
+    read_shared_arrays(file.symbols(STT_TLS));
+    for (const auto& symbol : file.symbols(STT_FUNC))
+        if (symbol.name.rfind("_ZN3emu9signatureI", 0) == 0) signature_ = symbol.name;
+}
+
+void Module::read_shared_arrays(const std::vector<ElfFile::Symbol>& symbols) {
+    uint64_t end = 0;                                            // the arrays lie between the two guards
+    for (const auto& symbol : symbols)
+        if (symbol.name == "_ZN3emu12middle_guardE") end = symbol.value;
+    for (const auto& symbol : symbols) {
+        if (symbol.name == "smem_raw") dynamic_offset_ = symbol.value;
+        else if (symbol.name == "_ZN3emu11front_guardE") static_begin_ = static_end_ = symbol.value + symbol.size;
+        else if (symbol.value < end && symbol.size) shared_arrays_.push_back({short_name(symbol.name), symbol.value, symbol.size});
     }
     std::sort(shared_arrays_.begin(), shared_arrays_.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
+    if (shared_arrays_.empty()) return;
+    static_begin_ = shared_arrays_.front().offset;
+    static_end_ = shared_arrays_.back().offset + shared_arrays_.back().size;
 }
 
 // A file of the kernel's own source: paths inside the source tree are relative, everything else is absolute.

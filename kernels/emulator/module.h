@@ -21,7 +21,7 @@ public:
 
     struct Symbol { std::string name; uint64_t value, size; };
     Bytes section(const char* name) const;
-    std::vector<Symbol> thread_local_symbols() const;
+    std::vector<Symbol> symbols(unsigned kind) const;     // STT_TLS, STT_FUNC
     uint64_t image_bytes() const;            // from the first loaded byte to the last
 
 private:
@@ -59,15 +59,19 @@ public:
     size_t static_end() const { return static_end_; }
     size_t dynamic_offset() const { return dynamic_offset_; }
 
+    const std::string& signature() const { return signature_; }        // a mangled name that spells the kernel's parameter types
+
     bool contains(const void* p) const { return p >= base_ && p < base_ + bytes_; }
     std::string place(Site site) const;      // the line that was returned to, as Python expects it in a message
 
 private:
+    void read_shared_arrays(const std::vector<ElfFile::Symbol>& symbols);
     std::string find_place(Site site) const;
 
     std::string path_;
     const char* base_;
     size_t bytes_;
+    std::string signature_;
     std::vector<SharedArray> shared_arrays_;
     size_t static_begin_ = 0, static_end_ = 0, dynamic_offset_ = 0;
     mutable std::mutex mutex_;

@@ -12,6 +12,7 @@ __device__ void half_a_warp() {
     if (threadIdx.x < 16) {
         __syncthreads();  // there: half_a_warp
     } else {
+        __nanosleep(1);
         __syncthreads();  // here: half_a_warp
     }
 }

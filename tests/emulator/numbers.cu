@@ -71,7 +71,7 @@ __global__ void bits_kernel(const int* g_in, int* g_out, int n) {
         g_out[3 * n + i] = __brev(x);
         g_out[4 * n + i] = __float_as_int(__int_as_float(x));
         g_out[5 * n + i] = __byte_perm(x, 0x04030201, 0x7c30);
-        g_out[6 * n + i] = max(x, 3) - min(x, 3);
+        g_out[6 * n + i] = int(unsigned(max(x, 3)) - unsigned(min(x, 3)));
         g_out[7 * n + i] = __mulhi(x, 123456789);
         g_out[8 * n + i] = __funnelshift_l(x, 0x12345678, 12);
         g_out[9 * n + i] = __float2int_rn(x * 0.5f);

@@ -4,7 +4,11 @@
 #include <stdint.h>
 #include "vector_types.h"
 
-#define EMU_API __attribute__((visibility("default")))
+#ifdef __clang__
+#define EMU_API __attribute__((visibility("default"), nomerge))     // two calls on two lines stay two calls
+#else
+#define EMU_API __attribute__((visibility("default")))              // see _GCC_FLAGS of flashmoe_nb/emulator.py
+#endif
 
 namespace emu {
 

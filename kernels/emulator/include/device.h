@@ -2,7 +2,6 @@
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 #include "abi.h"
 #include "../shared_layout.h"
 
@@ -41,24 +40,34 @@ static constexpr int warpSize = 32;
 #include "device_sync.h"
 #include "device_math.h"
 
-// Name demangled by flashmoe_nb.cuda and compared with what NVRTC says.
-#include <typeinfo>
-#include <type_traits>
-#include <utility>
-
+// The C++ library's headers stay out: they would overload what device_math.h overloads.
 namespace emu {
+template <class T> struct NoReference { typedef T type; };
+template <class T> struct NoReference<T&> { typedef T type; };
+
+template <size_t...> struct Indices {};
+#ifdef __clang__
+template <class, size_t... I> using IndicesFrom = Indices<I...>;
+template <size_t N> using IndicesUpTo = __make_integer_seq<IndicesFrom, size_t, N>;
+#else
+template <size_t N> using IndicesUpTo = Indices<__integer_pack(N)...>;
+#endif
+
 template <class... A, size_t... I>
-__attribute__((no_sanitize("thread", "alignment"))) static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
+__attribute__((no_sanitize("thread", "alignment"))) static void call(void (*kernel)(A...), void** values, Indices<I...>) {
+    kernel(*static_cast<typename NoReference<A>::type*>(values[I])...);
 }
 template <class... A> __attribute__((no_sanitize("thread", "alignment"))) static void call(void (*kernel)(A...), void** values) {
-    call(kernel, values, std::index_sequence_for<A...>{});
+    call(kernel, values, IndicesUpTo<sizeof...(A)>{});
 }
+
+// The mangled name of an instance spells the kernel's parameter types, as it does on the GPU.
+template <class Kernel> __attribute__((noinline)) void signature() {}
 }  // namespace emu
 
-// What Python finds in the library of one kernel instance.
+// What the runtime finds in the library of one kernel instance.
 #define EMU_ENTRY(...)                                                                                                        \
     extern "C" EMU_API __attribute__((no_sanitize("thread", "alignment"))) void emu_entry(void** values) {                    \
-        emu::call(&__VA_ARGS__, values);                                                                                      \
+        emu::call(&__VA_ARGS__, values);    /* the compiler may move the loads of the arguments here */                       \
     }                                                                                                                         \
-    extern "C" EMU_API const char* emu_signature() { return typeid(decltype(&__VA_ARGS__)).name(); }
+    extern "C" EMU_API void* emu_signature() { return (void*)&emu::signature<decltype(&__VA_ARGS__)>; }
