@@ -1,9 +1,16 @@
 """What all tests share: GPU tests are skipped where there is no GPU, and say so."""
 
+import os
+from pathlib import Path
+
+import another_nvrtc
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the emulator and parallel test processes use the cores
+
+if folder := os.environ.get("NVRTC_FOLDER"):
+    another_nvrtc.use(Path(folder).resolve())
 
 
 def pytest_collection_modifyitems(items):

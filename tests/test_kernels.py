@@ -1,6 +1,7 @@
 """Every kernel instance the package can launch compiles for every architecture it claims: no spills, no warnings."""
 
 import importlib
+import os
 import pkgutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -54,6 +55,11 @@ def test_the_log_is_a_gate():
         r.spill_stores > 0 for r in cuda.resources("scratch/spilling.cu", ["spilling_kernel"], ["sm_80", "sm_90a"])
     )
     cuda.unregister("scratch/spilling.cu")
+
+
+@pytest.mark.skipif("NVRTC_VERSION" not in os.environ, reason="the usual NVRTC; .ci/run asks for another one as well")
+def test_the_compiler_is_the_one_asked_for():
+    assert ".".join(map(str, cuda._nvrtc().getVersion())) == os.environ["NVRTC_VERSION"]
 
 
 def test_default_architectures_are_those_of_settings():
