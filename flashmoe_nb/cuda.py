@@ -63,13 +63,11 @@ def target(capability: tuple[int, int], claimed=DEFAULT_ARCHITECTURES) -> str:
         return name + "a" if name + "a" in ARCHITECTURES else name
     raise NotImplementedError(f"no kernel for {name}: this file is written for {', '.join(claimed)}")
 
-# %% ../nbs/00_cuda.ipynb #5d00c874
+# %% ../nbs/00_cuda.ipynb #e2864fd5
 def _kernels_folder() -> Path:
     "The kernels as package data (an installed wheel), else the folder beside the package (a checkout)."
-    try:
-        return Path(str(files("flashmoe_nb.kernels")))
-    except (ModuleNotFoundError, TypeError):
-        return Path(str(files("flashmoe_nb"))).parent / "kernels"
+    package = Path(str(files("flashmoe_nb")))
+    return package / "kernels" if (package / "kernels").is_dir() else package.parent / "kernels"
 
 KERNELS = _kernels_folder()
 
@@ -602,7 +600,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #c8a148e4
+# %% ../nbs/00_cuda.ipynb #fd4e063c
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -642,7 +640,8 @@ class Kernel:
         backend = backend or self.backend or ("cuda" if device >= 0 else "emulator")
         if backend == "emulator":
             options = {**_emulation.get({}), **options}
-            built = self._built(tuple(options.get("check", ())))
+            check = options.get("check", ())
+            built = self._built((check,) if isinstance(check, str) else tuple(check))
             bind(built.signature, args, self.name)
             return built.launch(grid, block, args, smem, **options)
         if options: raise TypeError(f"{self.name}: {', '.join(options)} are options of the emulator")
