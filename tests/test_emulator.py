@@ -175,6 +175,22 @@ def test_trace():
     assert report.barriers == 3 and "3 barriers" in repr(report)
 
 
+@pytest.mark.slow
+def test_the_portable_switch(compiler, monkeypatch):  # noqa: F811
+    "On processors without a switch of their own, ucontext does it: slower, and the same."
+    if compiler != "g++":
+        pytest.skip("once is enough: it builds a runtime of its own")
+    monkeypatch.setenv("CXX", "g++ -DEMU_UCONTEXT=1")
+    for order in ORDERS:
+        test_named_barriers(order)
+        test_shared_memory_and_barriers(order, 3)
+    with pytest.raises(emulator.Deadlock, match="named barrier 1: 32 of 64 threads arrived"):
+        build("errors.cu", "mistake_kernel").launch(1, 128, [1, 0, torch.zeros(128), torch.zeros(128), None, 0], 512)
+    with pytest.raises(emulator.StackOverflow):
+        build("errors.cu", "mistake_kernel").launch(1, 128, [25, 0, torch.zeros(128), torch.zeros(128), None, 0], 512)
+    test_named_barriers(ORDERS[0])
+
+
 # ---- tensors -----------------------------------------------------------------------------------------------------------
 
 
