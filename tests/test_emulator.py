@@ -280,6 +280,16 @@ def test_compile_errors_name_the_line_and_the_instance():
     assert "another" in str(error.value) and "emulator" in str(error.value)
 
 
+def test_dynamic_shared_memory_has_one_name():
+    text = "extern __shared__ float {name}[];\n__global__ void k(float* g) {{ {name}[0] = 2; g[0] = {name}[0]; }}"
+    with pytest.raises(cuda.CompileError, match="smem_raw"):
+        emulator.build(cuda.Source("tests/k.cu", text.format(name="other")), "k")
+    inside = "__global__ void k(int* g) { extern __shared__ __align__(1024) unsigned char smem_raw[]; smem_raw[5] = 3; g[0] = smem_raw[5]; }"
+    out = ints(1)
+    emulator.build(cuda.Source("tests/k.cu", inside), "k").launch(1, 1, [out], 64)
+    assert out.item() == 3
+
+
 def test_a_header_from_the_overlay_has_precedence():
     text, header = '#include "common/value.cuh"\n__global__ void k(int* g) { g[0] = value; }', "constexpr int value = 6;\n"
     out = ints(1)

@@ -199,22 +199,32 @@ void run_threads(Block& block) {
     w.action = nullptr;
 }
 
-[[noreturn]] static void deadlock(Block& block) {
-    std::map<std::string, std::map<std::string, ThreadSet>> waiting;      // by object, by place
+using Waiting = std::map<std::string, std::map<std::string, ThreadSet>>;      // by object, by place
+
+static std::string describe_waiting(const Block& block) {
+    Waiting waiting;
     ThreadSet exited;
-    for (Fiber& fiber : block.fibers) {
-        if (fiber.index >= block.threads) break;
-        uint32_t bit = 1u << fiber.lane;
-        if (fiber.exited) exited.add(fiber.warp, bit);
-        else if (fiber.waiting_on) waiting[fiber.waiting_on->name() + ": " + fiber.waiting_on->state()][place(fiber.waiting_site)].add(fiber.warp, bit);
-        else waiting["a loop that polls"][place(fiber.waiting_site)].add(fiber.warp, bit);
+    for (const Fiber& fiber : block.fibers) {
+        const Waitable* object = fiber.waiting_on;
+        if (fiber.exited) exited.add(fiber.warp, 1u << fiber.lane);
+        else waiting[object ? object->name() + ": " + object->state() : "a loop that polls"][place(fiber.waiting_site)].add(fiber.warp, 1u << fiber.lane);
     }
-    std::string text = "no thread can go on";
+    std::string text;
     for (auto& [object, places] : waiting) {
         text += "\n  " + object;
         for (auto& [where, threads] : places) text += "\n    " + describe(block, threads) + " waiting at " + where;
     }
     if (!exited.empty()) text += "\n  " + describe(block, exited) + " exited";
+    return text;
+}
+
+[[noreturn]] static void deadlock(Block& block) {
+    std::string text = "no thread can go on" + describe_waiting(block);
+    for (const Block* other : block.cluster->blocks) {
+        if (other == &block) continue;
+        const uint3 at = other->fibers[0].block_idx;
+        text += "\n  in the cluster's block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + "):" + describe_waiting(*other);
+    }
     fail("Deadlock", 0, "%s", text.c_str());
 }
 

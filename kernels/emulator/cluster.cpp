@@ -45,7 +45,14 @@ void meet_cluster(Block& block) {
         ++cluster.generation;
         cluster.changed.notify_all();
     }
-    cluster.changed.wait(lock, [&] { return cluster.generation != generation; });
+    cluster.changed.wait(lock, [&] { return cluster.deserted || cluster.generation != generation; });
+}
+
+// An OS thread of the team is missing: the others need not wait for it.
+void desert(Cluster& cluster) {
+    std::lock_guard<std::mutex> guard(cluster.mutex);
+    cluster.deserted = cluster.broken = true;
+    cluster.changed.notify_all();
 }
 
 // Called with the turn, on the OS thread's own stack: lets the others finish, or stops them after an error.

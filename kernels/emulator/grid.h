@@ -74,6 +74,7 @@ struct Cluster {
     long number = 0;
     unsigned turn = 0, arrived = 0, generation = 0;
     bool broken = false;                                      // a block has failed: the others stop
+    bool deserted = false;                                    // an OS thread of the team could not start
     unsigned polls = 0;                                       // rounds in which threads did nothing but yield
     bool spinning = false;
     timespec spinning_since{};
@@ -121,6 +122,7 @@ struct Grid {
     std::atomic<long> next{0};
     std::atomic<long> stop_above;                             // clusters beyond this one need not go on
     std::atomic<unsigned> spinning{0}, active{0};             // clusters that only poll, clusters being run
+    std::mutex starting;                                      // of teams
     std::mutex mutex;                                         // for everything below
     std::condition_variable done;
     unsigned running = 0;                                     // OS threads
@@ -160,6 +162,7 @@ bool hand_over(Block& block, Turn turn);
 void meet_cluster(Block& block);
 bool await_turn(Block& block);
 void end_turns(Block& block, bool failed);
+void desert(Cluster& cluster);
 // launch.cpp
 bool add_worker(Grid& grid);             // for a block that nobody has begun; false if there is none
 

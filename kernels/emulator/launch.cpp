@@ -7,7 +7,7 @@
 #include <signal.h>
 #include <algorithm>
 #include <climits>
-#include <stdexcept>
+#include <system_error>
 
 namespace emu {
 
@@ -117,11 +117,11 @@ static bool next_cluster(Block& block) {
     Grid& grid = block.worker->grid;
     if (block.rank == 0) {
         cluster.number = grid.next++;
-        if (cluster.number >= std::min(grid.clusters, grid.stop_above.load())) cluster.number = -1;
+        if (cluster.number >= grid.clusters || cluster.number > grid.stop_above) cluster.number = -1;
         cluster.broken = false;
     }
     meet_cluster(block);
-    return cluster.number >= 0;
+    return cluster.number >= 0 && !cluster.deserted;
 }
 
 static void run_block(Block& block) {
@@ -161,33 +161,48 @@ static void work(Grid& grid, Cluster& cluster, unsigned rank) {
     keep_stacks(std::move(stacks));
 }
 
-// Called with the grid's mutex. A team runs one cluster at a time, an OS thread for each of its blocks.
+static void refuse(Grid& grid, Cluster& cluster, const std::exception& e) {
+    note_error(grid, std::make_unique<Error>(Error{-1, "EmulatorError", std::string("a worker could not start: ") + e.what()}));
+    desert(cluster);
+}
+
+static void worker_main(Grid& grid, Cluster& cluster, unsigned rank) {
+    try {
+        work(grid, cluster, rank);
+    } catch (const std::exception& e) {
+        refuse(grid, cluster, e);
+    }
+    std::lock_guard<std::mutex> guard(grid.mutex);
+    if (--grid.running == 0) grid.done.notify_all();
+}
+
+// A team runs one cluster at a time, an OS thread for each of its blocks.
 static void start_team(Grid& grid) {
     grid.teams.push_back(std::make_unique<Cluster>());
     Cluster& cluster = *grid.teams.back();
     cluster.blocks.resize(grid.cluster_size);
-    grid.running += grid.cluster_size;
-    for (unsigned rank = 0; rank < grid.cluster_size; ++rank)
-        grid.threads.emplace_back([&grid, &cluster, rank] {
-            try {
-                work(grid, cluster, rank);
-            } catch (const std::exception& e) {
-                note_error(grid, std::make_unique<Error>(Error{-1, "EmulatorError", std::string("a worker could not start: ") + e.what()}));
-            }
-            std::lock_guard<std::mutex> guard(grid.mutex);
-            if (--grid.running == 0) grid.done.notify_all();
-        });
+    for (unsigned rank = 0; rank < grid.cluster_size; ++rank) {
+        std::unique_lock<std::mutex> lock(grid.mutex);
+        try {
+            grid.threads.emplace_back(worker_main, std::ref(grid), std::ref(cluster), rank);
+            ++grid.running;
+        } catch (const std::system_error& e) {                    // no more threads: the teams there are do the work
+            lock.unlock();
+            if (rank > 0 || grid.teams.size() == 1) refuse(grid, cluster, e);
+            return;
+        }
+    }
 }
 
 bool add_worker(Grid& grid) {
-    std::lock_guard<std::mutex> guard(grid.mutex);
+    std::lock_guard<std::mutex> guard(grid.starting);
     if (grid.next >= grid.clusters || grid.teams.size() >= most_teams) return false;
     start_team(grid);
     return true;
 }
 
 void start(Grid& grid) {
-    std::lock_guard<std::mutex> guard(grid.mutex);
+    std::lock_guard<std::mutex> guard(grid.starting);
     const long teams = std::min<long>(std::max(1u, grid.spec.workers / grid.cluster_size), grid.clusters);
     for (long i = 0; i < teams; ++i) start_team(grid);
 }
@@ -210,6 +225,7 @@ bool wait(Grid& grid, double seconds) {
     return false;
 }
 
+// By now no worker runs, so none starts another.
 Grid::~Grid() {
     for (std::thread& thread : threads) thread.join();
 }
