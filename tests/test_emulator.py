@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from emulated import build, compiler, source  # noqa: F401, the fixture
+from emulated import FOLDER, build, compiler  # noqa: F401, the fixture
 from flashmoe_nb import cuda, emulator
 
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -284,7 +284,12 @@ def test_dynamic_shared_memory_has_one_name():
     text = "extern __shared__ float {name}[];\n__global__ void k(float* g) {{ {name}[0] = 2; g[0] = {name}[0]; }}"
     with pytest.raises(cuda.CompileError, match="smem_raw"):
         emulator.build(cuda.Source("tests/k.cu", text.format(name="other")), "k")
-    inside = "__global__ void k(int* g) { extern __shared__ __align__(1024) unsigned char smem_raw[]; smem_raw[5] = 3; g[0] = smem_raw[5]; }"
+    inside = """
+__global__ void k(int* g) {
+    extern __shared__ __align__(1024) unsigned char smem_raw[];
+    smem_raw[5] = 3;
+    g[0] = smem_raw[5];
+}"""
     out = ints(1)
     emulator.build(cuda.Source("tests/k.cu", inside), "k").launch(1, 1, [out], 64)
     assert out.item() == 3
@@ -337,11 +342,31 @@ def test_no_compiler_says_what_to_install(monkeypatch):
         emulator._find_compiler.cache_clear()
 
 
+def test_a_launch_without_memory_for_its_threads_is_an_error():
+    "The address space is full: an error, and a smaller launch works."
+    program = f"""
+import resource, torch, sys
+sys.path.insert(0, {str(FOLDER.parent)!r})
+from emulated import build
+from flashmoe_nb import emulator
+kernel, out = build("threads.cu", "index_kernel"), torch.zeros(6 * 1024, dtype=torch.int32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try: kernel.launch(1, 1024, [out])
+except emulator.EmulatorError as error: print(error)
+kernel.launch(1, 64, [out], workers=1)
+assert out[6 * 63] == 63
+"""
+    build("threads.cu", "index_kernel")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "index_kernel: a worker could not start: std::bad_alloc\n" and done.returncode == 0, done.stderr
+
+
 def test_an_interrupt_ends_a_kernel_that_spins():
     "Ctrl-C reaches a launch, with or without a yield in the loop; the process goes on."
     program = f"""
 import os, signal, threading, torch
-import sys; sys.path.insert(0, {str(source.__globals__["FOLDER"].parent)!r})
+import sys; sys.path.insert(0, {str(FOLDER.parent)!r})
 from emulated import build
 kernel = build("errors.cu", "mistake_kernel")
 for mistake in (29, 30):

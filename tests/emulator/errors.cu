@@ -111,9 +111,9 @@ enum Mistake {
     MISALIGNED_SHARED, MISALIGNED_ATOMIC, ATOMIC_OUTSIDE, STACK, DIVIDE, ASSERTS, TRAPS, WAITS_FOREVER, SPINS_FOREVER,
 };
 
-// n: a number the compiler does not know, chosen by the test.
+// block: which one makes the mistake, -1 for all. n: a number the compiler does not know, chosen by the test.
 __global__ void mistake_kernel(int mistake, int block, float* g, const float* g_const, const float* g_null, int n) {
-    if (int(blockIdx.x) == block) switch (mistake) {
+    if (block < 0 || int(blockIdx.x) == block) switch (mistake) {
         case UNEQUAL_BARRIERS: unequal_barriers(); break;
         case HALF_A_WARP: half_a_warp(); break;
         case LANE_MISSING: lane_missing(n); break;
