@@ -1,0 +1,385 @@
+// Generated from nbs/64_grouped_gemm.ipynb: edit the notebook, not this file.
+// Architectures: sm_90a
+
+// Grouped GEMM over ragged groups: out[slot] = f(weights[expert of the slot] . tokens[slot]), slots sorted by expert.
+// Roles: a producer feeds a ring of stages; consumer warpgroups multiply 128 weight rows each with up to BLOCK_TOKENS
+// tokens. Weights are WGMMA's M, tokens its N: a group's last tile is as narrow as its tokens, to a multiple of 8 or 16.
+// GATE_UP: tokens gathered through permuted_idx, gate and up rows interleaved by 8 in shared memory, SwiGLU in the
+// epilogue. Persistent: tiles are claimed from a counter, n fastest, so that tiles running together share weights.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include "common/ptx/barrier.h"
+#include "common/ptx/basic.h"
+#include "common/ptx/convert.h"
+#include "common/ptx/cp_async.h"
+#include "common/ptx/ldmatrix.h"
+#include "common/ptx/mbarrier.h"
+#include "common/ptx/register.h"
+#include "common/ptx/tma.h"
+#include "common/ptx/wgmma.h"
+
+// Where a tile's token rows lie: one after another (TMA), or anywhere, to be gathered (cp.async).
+enum Rows { CONTIGUOUS, GATHERED };
+
+template <class Element_, int CONSUMERS_, int BLOCK_TOKENS_, int STAGES_, bool GATE_UP_, Rows ROWS_, bool STREAM_ = false>
+struct Config {
+    using Element = Element_;
+    static constexpr int CONSUMERS = CONSUMERS_;        // warpgroups that multiply
+    static constexpr int BLOCK_TOKENS = BLOCK_TOKENS_;  // tokens of a tile, at most
+    static constexpr int STAGES = STAGES_;
+    static constexpr bool GATE_UP = GATE_UP_;
+    static constexpr Rows ROWS = ROWS_;
+    static constexpr int BLOCK_K = 64;                     // 128 bytes, one swizzle span
+    static constexpr int BLOCK_WEIGHTS = 128 * CONSUMERS;  // two m64 tiles a warpgroup
+    static constexpr int FEATURES = GATE_UP ? 64 : 128;    // outputs of a token that a warpgroup computes
+    // Widths that are compiled: multiples of 8 for the upper half, which spreading evenly makes the common ones.
+    __device__ static constexpr int narrower(int width) { return width - (2 * width > BLOCK_TOKENS || width < 32 ? 8 : 16); }
+    static constexpr int TOKEN_BOX = BLOCK_TOKENS % 32 == 0 ? 32 : BLOCK_TOKENS % 16 == 0 ? 16 : 8;
+    static constexpr int OUT_TOKENS = BLOCK_TOKENS < 32 ? BLOCK_TOKENS : 32;  // tokens that are staged for the store together
+    static constexpr int GROUP = 16;              // token blocks that share a walk over the weights
+    static constexpr bool LARGE = CONSUMERS > 1;
+    static constexpr bool STREAM = STREAM_;
+    static constexpr int CONSUMER_REGISTERS = BLOCK_TOKENS > 160 ? 224 : 208;  // of 504 for three warpgroups
+    static constexpr int PRODUCER_REGISTERS = 504 - 2 * CONSUMER_REGISTERS;
+    static constexpr int TOKEN_WARPS = ROWS == GATHERED && LARGE ? 3 : 1;
+    static constexpr int THREADS = 128 * CONSUMERS + (LARGE ? 128 : 64);
+    static_assert(BLOCK_TOKENS % 8 == 0 && BLOCK_TOKENS % TOKEN_BOX == 0 && BLOCK_TOKENS <= 256);
+};
+
+struct Tile {
+    int expert;  // -1: there is no further tile
+    int weight_block;
+    int first_slot;
+    int rows;
+    int k_begin, k_end;
+    int out_row;  // where the results of first_slot go; every split of k has rows of its own
+};
+
+extern __shared__ __align__(1024) unsigned char smem_raw[];
+
+template <class C>
+struct SharedStorage {
+    typename C::Element weights[C::STAGES][C::BLOCK_WEIGHTS * C::BLOCK_K];
+    typename C::Element tokens[C::STAGES][C::BLOCK_TOKENS * C::BLOCK_K];
+    uint4 out[C::CONSUMERS][2][C::OUT_TOKENS * 8];  // 64 features of some tokens, swizzled; two in turn
+    uint64_t full_barrier[C::STAGES], empty_barrier[C::STAGES];
+    uint64_t tile_full_barrier[2], tile_empty_barrier[2];
+    Tile tile[2];
+    int block_offsets[513];
+};
+
+// A place in a ring and the parity of its current lap.
+template <int SLOTS>
+struct Cursor {
+    int slot = 0, phase = 0;
+    __device__ void advance() {
+        if (++slot == SLOTS) slot = 0, phase ^= 1;
+    }
+};
+
+struct Problem {
+    const int* expert_offsets;  // [num_experts + 1]
+    int num_experts;
+    int weight_blocks;
+    int k;
+    int splits, k_split;  // k is cut into `splits` parts of `k_split`
+    int num_slots;
+    int* counter;  // tiles claimed beyond the first of each block
+};
+
+// ---- tiles ----
+
+// Whole warp. The expert of tile number `tile`, searched from `expert` on; num_experts if there is none.
+template <class C>
+__device__ int find_expert(const SharedStorage<C>& s, const Problem& p, int tile, int expert) {
+    const int lane_idx = threadIdx.x % 32, tiles_a_block = p.weight_blocks * p.splits;
+    for (; expert < p.num_experts; expert += 32) {
+        const int candidate = min(expert + lane_idx, p.num_experts - 1);
+        const unsigned found = __ballot_sync(~0u, tile < s.block_offsets[candidate + 1] * tiles_a_block);
+        if (found) return min(expert + __ffs(found) - 1, p.num_experts - 1);
+    }
+    return p.num_experts;
+}
+
+// Tiles of an expert: groups of token blocks; in a group all weight blocks; for each of them every token block.
+template <class C>
+__device__ Tile tile_of(const SharedStorage<C>& s, const Problem& p, int tile, int expert) {
+    if (expert == p.num_experts) return {-1};
+    const int first_block = s.block_offsets[expert], blocks = s.block_offsets[expert + 1] - first_block;
+    const int parts = p.weight_blocks * p.splits;
+    int at = tile - first_block * parts;
+    const int group = at / (C::GROUP * parts), group_blocks = min(C::GROUP, blocks - group * C::GROUP);
+    at -= group * C::GROUP * parts;
+    const int part = at / group_blocks, token_block = group * C::GROUP + at % group_blocks;
+    const int split = part % p.splits, k_begin = split * p.k_split;
+
+    // An expert's tokens are spread evenly over its blocks.
+    const int begin = p.expert_offsets[expert], count = p.expert_offsets[expert + 1] - begin;
+    const int size = ((count + blocks - 1) / blocks + 7) / 8 * 8;
+    const int first = token_block * size;
+    return {expert, part / p.splits, begin + first, min(size, count - first), k_begin, min(p.k, k_begin + p.k_split),
+            split * p.num_slots + begin + first};
+}
+
+// Every warp but the one that finds tiles: the next tile.
+template <class C>
+__device__ const Tile& receive_tile(SharedStorage<C>& s, const Cursor<2>& handover) {
+    ptx::mbar_wait(&s.tile_full_barrier[handover.slot], handover.phase);
+    return s.tile[handover.slot];
+}
+
+// The warp has read the tile for the last time.
+template <class C>
+__device__ void release_tile(SharedStorage<C>& s, Cursor<2>& handover) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&s.tile_empty_barrier[handover.slot]);
+    handover.advance();
+}
+
+// ---- producers ----
+
+// Few tokens: a weight is read once, and need not push anything else out of L2.
+template <class C, int RANK>
+__device__ void load_weights(void* s_tile, const CUtensorMap* map, uint64_t* barrier, const int (&at)[RANK]) {
+    if constexpr (C::STREAM) ptx::tma_load(s_tile, map, barrier, at, ptx::l2_evict_first());
+    else ptx::tma_load(s_tile, map, barrier, at);
+}
+
+// One warp: claims tiles, hands them out and streams their weights, as far ahead as the ring is long.
+template <class C>
+__device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUtensorMap* map) {
+    const int lane_idx = threadIdx.x % 32;
+    Cursor<C::STAGES> ring;
+    Cursor<2> handover;
+    int expert = 0;
+    for (int number = blockIdx.x;; handover.advance()) {
+        expert = find_expert(s, p, number, expert);
+        const Tile tile = tile_of(s, p, number, expert);
+        // Wait until every warp has read the tile that was here; otherwise some would skip it.
+        ptx::mbar_wait(&s.tile_empty_barrier[handover.slot], handover.phase ^ 1);
+        if (lane_idx == 0) {
+            s.tile[handover.slot] = tile;
+            ptx::mbar_arrive(&s.tile_full_barrier[handover.slot]);
+        }
+        if (tile.expert < 0) return;
+        for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
+            if (lane_idx == 0) {
+                uint64_t* barrier = &s.full_barrier[ring.slot];
+                // Wait until every consumer warp has released this slot; otherwise copies overwrite live operands.
+                ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+                ptx::mbar_arrive_expect_tx(barrier, C::BLOCK_WEIGHTS * C::BLOCK_K * 2);
+                const int row = tile.weight_block * C::BLOCK_WEIGHTS;
+                if constexpr (C::GATE_UP)  // {k, row of 8, gate or up, group of 8 rows, expert}
+                    load_weights<C>(s.weights[ring.slot], map, barrier, {k, 0, 0, row / 16, tile.expert});
+                else
+                    load_weights<C>(s.weights[ring.slot], map, barrier, {k, row, tile.expert});
+            }
+        }
+        if (lane_idx == 0) number = gridDim.x + atomicAdd(p.counter, 1);
+        number = __shfl_sync(~0u, number, 0);
+    }
+}
+
+// One thread: rows in slot order, boxes of TOKEN_BOX. Rows beyond the tile belong to others; their results are dropped.
+template <class C>
+__device__ void load_tokens(SharedStorage<C>& s, const CUtensorMap* map, const Tile& tile, Cursor<C::STAGES>& ring) {
+    const int boxes = (tile.rows + C::TOKEN_BOX - 1) / C::TOKEN_BOX;
+    for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
+        uint64_t* barrier = &s.full_barrier[ring.slot];
+        ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+        ptx::mbar_arrive_expect_tx(barrier, boxes * C::TOKEN_BOX * C::BLOCK_K * 2);
+        for (int box = 0; box < boxes; ++box)
+            ptx::tma_load(&s.tokens[ring.slot][box * C::TOKEN_BOX * C::BLOCK_K], map, barrier,
+                          {k, tile.first_slot + box * C::TOKEN_BOX});
+    }
+}
+
+// TOKEN_WARPS warps: eight lanes a row, 16 bytes a lane, into the places where 128-byte swizzling wants them. Rows
+// beyond the tile repeat its last one; their results are dropped.
+template <class C>
+__device__ void gather_tokens(SharedStorage<C>& s, const typename C::Element* tokens, const int* permuted_idx,
+                              int top_k, int k_stride, const Tile& tile, Cursor<C::STAGES>& ring) {
+    constexpr int ROW_STEP = 4 * C::TOKEN_WARPS, ROWS = (C::BLOCK_TOKENS + ROW_STEP - 1) / ROW_STEP;
+    static_assert(ROW_STEP % 8 == 4, "every other row of a thread has bit 2 of its number flipped");
+    const int thread = threadIdx.x - 128 * C::CONSUMERS - 32, chunk = thread % 8, first_row = thread / 8;
+    const int padded = min((tile.rows + 15) / 16 * 16, C::BLOCK_TOKENS);
+    const int rows = (padded - first_row + ROW_STEP - 1) / ROW_STEP;
+    int source[ROWS];  // in units of 16 bytes
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+        const int row = min(first_row + i * ROW_STEP, tile.rows - 1);
+        source[i] = permuted_idx[tile.first_slot + row] / top_k * (k_stride / 8) + chunk;
+    }
+    const int s_even = first_row * C::BLOCK_K + (chunk ^ first_row % 8) * 8;
+    const int s_odd = first_row * C::BLOCK_K + (chunk ^ first_row % 8 ^ 4) * 8;
+    for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
+        ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+        const bool inside = k + chunk * 8 < tile.k_end;
+        typename C::Element* s_tokens = s.tokens[ring.slot];
+        const typename C::Element* column = tokens + k;
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+            if (i < rows)
+                ptx::cp_async_16(s_tokens + (i % 2 ? s_odd : s_even) + i * ROW_STEP * C::BLOCK_K,
+                                 column + source[i] * 8ll, inside);
+        ptx::cp_async_mbar_arrive(&s.full_barrier[ring.slot]);
+    }
+}
+
+template <class C>
+__device__ void produce_tokens(SharedStorage<C>& s, const Problem& p, const CUtensorMap* map,
+                               const typename C::Element* tokens, const int* permuted_idx, int top_k) {
+    Cursor<C::STAGES> ring;
+    Cursor<2> handover;
+    ptx::griddep_wait();  // the tokens may be another kernel's results; the weights are not
+    for (;;) {
+        const Tile tile = receive_tile(s, handover);
+        if (tile.expert < 0) return;
+        if constexpr (C::ROWS == GATHERED)
+            gather_tokens<C>(s, tokens, permuted_idx, top_k, p.k, tile, ring);
+        else if (threadIdx.x % 32 == 0)
+            load_tokens<C>(s, map, tile, ring);
+        release_tile(s, handover);
+    }
+}
+
+// ---- consumers ----
+
+template <class C, int N>
+__device__ void multiply(SharedStorage<C>& s, Cursor<C::STAGES>& ring, float (&acc)[2][N / 2], const Tile& tile) {
+    const int warpgroup_idx = threadIdx.x / 128;
+    int previous = -1;
+    ptx::wgmma_fence(acc[0], acc[1]);
+    for (int blocks = (tile.k_end - tile.k_begin + C::BLOCK_K - 1) / C::BLOCK_K; blocks > 0; --blocks, ring.advance()) {
+        ptx::mbar_wait(&s.full_barrier[ring.slot], ring.phase);
+        if constexpr (C::ROWS == GATHERED) ptx::fence_proxy_async();  // cp.async wrote through the generic proxy
+        const auto a = ptx::k_major(&s.weights[ring.slot][warpgroup_idx * 128 * C::BLOCK_K]);
+        const auto b = ptx::k_major(&s.tokens[ring.slot][0]);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < C::BLOCK_K / 16; ++step)
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+                ptx::wgmma_ss<N, typename C::Element>(acc[m], a + (m * 64 * C::BLOCK_K * 2 + step * 32), b + step * 32);
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<1>();  // the k block before this one
+        if (previous >= 0 && threadIdx.x % 32 == 0) ptx::mbar_arrive(&s.empty_barrier[previous]);
+        previous = ring.slot;
+    }
+    ptx::wgmma_wait<0>(acc[0], acc[1]);
+    if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&s.empty_barrier[previous]);
+}
+
+__device__ float swiglu(float gate, float up) { return gate * ptx::rcp(1.f + ptx::ex2(gate * -1.44269504f)) * up; }
+
+// Two 8x8 blocks of outputs (features x tokens) of n group i. SwiGLU: a thread holds gate in rows g and up in rows
+// g + 8 of both m64 tiles. Otherwise `pass` is the m64 tile.
+template <class C, int N>
+__device__ void outputs(uint32_t (&out)[2], const float (&acc)[2][N / 2], int i, int pass) {
+    using Element = typename C::Element;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        if constexpr (C::GATE_UP) {
+            const float* d = &acc[half][4 * i];
+            out[half] = ptx::pack<Element>(swiglu(d[0], d[2]), swiglu(d[1], d[3]));
+        } else {
+            out[half] = ptx::pack<Element>(acc[pass][4 * i + 2 * half], acc[pass][4 * i + 2 * half + 1]);
+        }
+    }
+}
+
+// Accumulators hold features in rows and tokens in columns; stmatrix turns them, so that a token's features are
+// contiguous and 16 bytes go to global memory at a time. `turn` counts the staging buffers used so far.
+template <class C, int N>
+__device__ void store(SharedStorage<C>& s, const float (&acc)[2][N / 2], const Tile& tile, typename C::Element* out,
+                      int features, int& turn) {
+    const int warpgroup_idx = threadIdx.x / 128, warp_idx = threadIdx.x / 32 % 4, lane_idx = threadIdx.x % 32;
+    const int matrix = lane_idx / 8 % 2, s_chunk = C::GATE_UP ? matrix * 4 + warp_idx : warp_idx * 2 + matrix;
+    const int chunk = threadIdx.x % 8;
+#pragma unroll
+    for (int pass = 0; pass < C::FEATURES / 64; ++pass) {
+        const int feature = (tile.weight_block * C::CONSUMERS + warpgroup_idx) * C::FEATURES + pass * 64 + chunk * 8;
+#pragma unroll
+        for (int first = 0; first < N; first += C::OUT_TOKENS) {
+            uint4* s_out = s.out[warpgroup_idx][turn++ & 1];
+#pragma unroll
+            for (int i = 0; i < C::OUT_TOKENS / 8; ++i) {
+                if (first + i * 8 >= N) continue;
+                uint32_t blocks[2];
+                outputs<C, N>(blocks, acc, first / 8 + i, pass);
+                ptx::stmatrix_x2_trans(&s_out[(i * 8 + lane_idx % 8) * 8 + (s_chunk ^ lane_idx % 8)], blocks);
+            }
+            // These rows have been written, and those of the buffer before, which is next, have been read.
+            ptx::bar_sync(1 + warpgroup_idx, 128);
+            for (int row = threadIdx.x % 128 / 8; row < C::OUT_TOKENS; row += 16)
+                if (first + row < tile.rows && feature < features)
+                    *reinterpret_cast<uint4*>(out + (long long)(tile.out_row + first + row) * features + feature) =
+                        s_out[row * 8 + (chunk ^ row % 8)];
+        }
+    }
+}
+
+// The narrowest instance that holds the tile's tokens.
+template <class C, int N>
+__device__ void compute(SharedStorage<C>& s, Cursor<C::STAGES>& ring, const Tile& tile, typename C::Element* out,
+                        int features, int& turn) {
+    if constexpr (C::narrower(N) > 0) {
+        if (tile.rows <= C::narrower(N)) return compute<C, C::narrower(N)>(s, ring, tile, out, features, turn);
+    }
+    float acc[2][N / 2] = {};  // set here: a register that is first read in a loop is kept for the whole loop
+    multiply<C, N>(s, ring, acc, tile);
+    store<C, N>(s, acc, tile, out, features, turn);
+}
+
+template <class C>
+__device__ void consume(SharedStorage<C>& s, typename C::Element* out, int features) {
+    Cursor<C::STAGES> ring;
+    Cursor<2> handover;
+    int turn = 0;
+    for (;;) {
+        const Tile& tile = receive_tile(s, handover);  // stays in shared memory: the accumulators need the registers
+        if (tile.expert < 0) return;
+        compute<C, C::BLOCK_TOKENS>(s, ring, tile, out, features, turn);
+        release_tile(s, handover);
+    }
+}
+
+template <class C>
+__device__ void initialise(SharedStorage<C>& s) {
+    for (int stage = 0; stage < C::STAGES; ++stage) {
+        ptx::mbar_init(&s.full_barrier[stage], 1 + (C::ROWS == GATHERED ? 32 * C::TOKEN_WARPS : 1));
+        ptx::mbar_init(&s.empty_barrier[stage], 4 * C::CONSUMERS);
+    }
+    for (int slot = 0; slot < 2; ++slot) {
+        ptx::mbar_init(&s.tile_full_barrier[slot], 1);
+        ptx::mbar_init(&s.tile_empty_barrier[slot], 4 * C::CONSUMERS + C::TOKEN_WARPS);
+    }
+    ptx::mbar_fence_init();
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, C::LARGE ? 1 : 2)
+    grouped_gemm_kernel(const __grid_constant__ CUtensorMap weights_map, const __grid_constant__ CUtensorMap tokens_map,
+                        const typename C::Element* tokens, const int* permuted_idx, const int* expert_offsets,
+                        const int* block_offsets, typename C::Element* out, int* counter, int num_experts,
+                        int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
+    auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
+    if (threadIdx.x == 0) initialise(s);
+    if (C::GATE_UP) ptx::griddep_wait();  // for the offsets; the second GEMM starts when the first one has them
+    ptx::griddep_launch_dependents();
+    for (int i = threadIdx.x; i <= num_experts; i += C::THREADS) s.block_offsets[i] = block_offsets[i];
+    __syncthreads();
+    const int k_split = (k + splits * C::BLOCK_K - 1) / (splits * C::BLOCK_K) * C::BLOCK_K;
+    const Problem problem = {expert_offsets, num_experts, weight_blocks, k, splits, k_split, num_slots, counter};
+    const int producer_warp = int(threadIdx.x / 32) - 4 * C::CONSUMERS;
+    if (producer_warp >= 0) {
+        if constexpr (C::LARGE) ptx::reg_dealloc<C::PRODUCER_REGISTERS>();
+        if (producer_warp == 0)
+            produce_weights<C>(s, problem, &weights_map);
+        else if (producer_warp <= C::TOKEN_WARPS)
+            produce_tokens<C>(s, problem, &tokens_map, tokens, permuted_idx, top_k);
+    } else {
+        if constexpr (C::LARGE) ptx::reg_alloc<C::CONSUMER_REGISTERS>();
+        consume<C>(s, out, features);
+    }
+}
