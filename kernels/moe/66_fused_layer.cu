@@ -1,0 +1,71 @@
+// Generated from nbs/66_fused_layer.ipynb: edit the notebook, not this file.
+// Architectures: sm_80 sm_90a
+
+// Combine: each token is the weighted sum of its experts' rows, always in the order of its choices.
+// Permute: token rows copied into the order of the slots, where that is cheaper than gathering them.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include "common/ptx/basic.h"
+#include "common/ptx/convert.h"
+
+__device__ float2 unpack(uint32_t pair, __nv_bfloat16) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+__device__ float2 unpack(uint32_t pair, __half) { return __half22float2(reinterpret_cast<const __half2&>(pair)); }
+
+template <class Element, int TOP_K>  // 16 bytes of one token's output for each thread
+__global__ void __launch_bounds__(256)
+    combine_kernel(const Element* rows, const int* inverse_idx, const float* topk_weights, Element* out, int num_tokens,
+                   int top_k, int hidden, int splits, int num_slots) {
+    const int chunks = hidden / 8;
+    const long long at = blockIdx.x * 256ll + threadIdx.x;
+    const int token = at / chunks, chunk = at % chunks;
+    if (token >= num_tokens) return;
+    float sum[8] = {};
+    const int parts = top_k * splits;  // a row of each split, split by split
+    for (int first = 0; first < parts; first += TOP_K) {
+        long long row[TOP_K];
+        float weights[TOP_K];
+        uint4 values[TOP_K];
+#pragma unroll
+        for (int i = 0; i < TOP_K; ++i) {
+            const int split = (first + i) / top_k, choice = token * top_k + (first + i) % top_k;
+            const int slot = first + i < parts ? inverse_idx[choice] : -1;
+            weights[i] = slot >= 0 ? topk_weights[choice] : 0.f;
+            row[i] = slot >= 0 ? (long long)split * num_slots + slot : -1;
+        }
+
+#if __CUDA_ARCH__ >= 900
+        ptx::griddep_wait();  // the rows come from the kernel before; the slots were ready when that one started
+#endif
+#pragma unroll
+        for (int i = 0; i < TOP_K; ++i)  // coherent loads: the compiler may move ld.nc up, across the wait
+            values[i] = row[i] >= 0 ? *reinterpret_cast<const uint4*>(rows + row[i] * hidden + chunk * 8) : uint4{};
+#pragma unroll
+        for (int i = 0; i < TOP_K; ++i) {
+            const uint32_t words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 x = unpack(words[j], Element());
+                sum[2 * j] += weights[i] * x.x;
+                sum[2 * j + 1] += weights[i] * x.y;
+            }
+        }
+    }
+    const uint4 packed = {ptx::pack<Element>(sum[0], sum[1]), ptx::pack<Element>(sum[2], sum[3]),
+                          ptx::pack<Element>(sum[4], sum[5]), ptx::pack<Element>(sum[6], sum[7])};
+    reinterpret_cast<uint4*>(out)[at] = packed;
+}
+
+// Rows of the token matrix in the order of their slots, a block a row.
+__global__ void __launch_bounds__(256)
+    permute_kernel(const void* tokens, const int* permuted_idx, const int* num_slots, void* rows, int top_k, int chunks) {
+#if __CUDA_ARCH__ >= 900
+    ptx::griddep_wait();
+    ptx::griddep_launch_dependents();
+#endif
+    if (int(blockIdx.x) >= *num_slots) return;  // pairs were dropped: permuted_idx ends before
+    const uint4* source = static_cast<const uint4*>(tokens) + (long long)(permuted_idx[blockIdx.x] / top_k) * chunks;
+    uint4* target = static_cast<uint4*>(rows) + (long long)blockIdx.x * chunks;
+    for (int i = threadIdx.x; i < chunks; i += 256) target[i] = source[i];
+}
