@@ -7,6 +7,8 @@ import torch
 
 from flashmoe_nb import cuda, reference
 from flashmoe_nb.moe.dispatch import dispatch
+from flashmoe_nb.moe.fused_layer import combine, fused_experts, fused_moe, permute
+from flashmoe_nb.moe.grouped_gemm import LARGEST, MAX_SPLITS, Tile, choose, grouped_gemm, instances
 from flashmoe_nb.moe.routing import routing
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -139,3 +141,146 @@ def test_dispatch_in_other_orders(options):
 def test_dispatch_refuses(error, text, ids, options):
     with pytest.raises(error, match=text):
         dispatch(ids, **{"num_experts": 4, **options})
+
+
+def run_products(x, w1, w2, weights, ids, tile, *, gathered=True, splits=1, stream=False):
+    "Dispatch, both products and the combination with a chosen tile; what a kernel does not write stays NaN."
+    num_experts, hidden, inter = w2.shape
+    slots, top_k = ids.numel(), ids.shape[1]
+    pairs = dispatch(ids, num_experts, tile.block_tokens)
+    h, y = x.new_full((slots, inter), math.nan), x.new_full((splits * slots, hidden), math.nan)
+    rows = x if gathered else permute(x, pairs, top_k, x.new_full((slots, hidden), math.nan))
+    grouped_gemm(rows, w1, pairs, h, tile=tile, gate_up=True, gathered=gathered, top_k=top_k, stream=stream)
+    grouped_gemm(h, w2, pairs, y, tile=tile, gate_up=False, splits=splits, stream=stream)
+    return combine(y, pairs, weights, torch.full_like(x, math.nan), splits)
+
+
+@pytest.mark.parametrize(
+    "dtype, num_tokens, num_experts, top_k, hidden, inter, tile, options",
+    [
+        (torch.bfloat16, 13, 5, 2, 136, 72, Tile(1, 16, 5), dict(splits=2)),
+        (torch.bfloat16, 5, 4, 3, 72, 136, Tile(1, 8, 6), dict(stream=True, splits=3)),
+        (torch.float16, 40, 6, 2, 64, 64, Tile(1, 32, 5), dict(gathered=False)),
+        (torch.float16, 70, 2, 1, 64, 136, Tile(2, 48, 5), {}),
+        (torch.bfloat16, 150, 3, 2, 64, 72, LARGEST, dict(gathered=False)),
+    ],
+)
+def test_grouped_products(dtype, num_tokens, num_experts, top_k, hidden, inter, tile, options):
+    x, w1, w2, logits = reference.moe_inputs(num_tokens, num_experts, hidden, inter, dtype=dtype, device="cpu")
+    if num_experts > top_k:
+        logits[:, 1] = -9.0  # an empty expert between others
+    weights, ids = routing(logits, top_k)
+    reference.check_moe(run_products(x, w1, w2, weights, ids, tile, **options), x, w1, w2, weights, ids)
+
+
+def test_grouped_products_of_one_hot_expert_and_dropped_pairs():
+    x, w1, w2, _ = reference.moe_inputs(20, 4, 64, 64, device="cpu")
+    ids = torch.full((20, 2), 2, dtype=torch.int32)
+    ids[3], ids[5, 0], ids[19, 1] = 4, -1, 2**31 - 1
+    weights, valid = torch.rand(20, 2), (ids >= 0) & (ids < 4)
+    exact = weights.where(valid, 0.0), ids.where(valid, 0)
+    for gathered in (True, False):
+        out = run_products(x, w1, w2, weights, ids, Tile(1, 8, 6), gathered=gathered)
+        assert (out[3] == 0).all()
+        reference.check_moe(out, x, w1, w2, *exact)
+
+
+@pytest.mark.parametrize("options", (dict(check=("memory", "init")), dict(schedule="reverse"), dict(schedule="random", seed=5)))
+def test_layer_in_other_orders(options):
+    x, w1, w2, logits = reference.moe_inputs(9, 4, 64, 64, device="cpu")
+    out = fused_moe(x, (w1, w2), logits, 2)
+    with cuda.emulation(**options):
+        assert torch.equal(fused_moe(x, (w1, w2), logits, 2), out)
+
+
+@each_dtype
+@pytest.mark.parametrize("num_tokens, num_experts, top_k, hidden, inter", [(1, 1, 1, 8, 8), (1, 8, 8, 64, 264), (17, 6, 3, 72, 40)])
+def test_layer(dtype, num_tokens, num_experts, top_k, hidden, inter):
+    x, w1, w2, logits = reference.moe_inputs(num_tokens, num_experts, hidden, inter, dtype=dtype, device="cpu", seed=7)
+    for settings in (dict(), dict(scoring="sigmoid", renormalize=False)):
+        out = fused_moe(x, (w1, w2), logits, top_k, **settings)
+        reference.check_moe(out, x, w1, w2, *reference.route(logits, top_k, **settings))
+
+
+def test_layer_of_more_choices_than_the_combination_takes_at_once():
+    x, w1, w2, logits = reference.moe_inputs(3, 12, 64, 64, device="cpu")
+    weights, ids = routing(logits, 11)
+    reference.check_moe(fused_experts(x, w1, w2, weights, ids), x, w1, w2, weights, ids)
+
+
+def test_layer_of_no_tokens_and_of_tokens_that_must_be_copied():
+    x, w1, w2, logits = reference.moe_inputs(8, 4, 64, 64, device="cpu")
+    assert fused_moe(x[:0], (w1, w2), logits[:0]).shape == (0, 64)
+    shifted = torch.empty(8 * 64 + 1, dtype=x.dtype)[1:].view(8, 64).copy_(x)
+    for strange in (shifted, x.repeat(1, 2)[:, :64], x.mT.contiguous().mT):
+        reference.check_moe(fused_moe(strange, (w1, w2), logits), x, w1, w2, *reference.route(logits, 2))
+
+
+def test_a_choice_of_the_same_expert_twice_counts_twice():
+    x, w1, w2, _ = reference.moe_inputs(4, 3, 64, 64, device="cpu")
+    ids, weights = torch.ones(4, 2, dtype=torch.int32), torch.full((4, 2), 0.5)
+    reference.check_moe(fused_experts(x, w1, w2, weights, ids), x, w1, w2, weights, ids)
+
+
+def test_every_plan_is_listed_and_has_no_empty_split():
+    listed = {name for _, name in instances()}
+    for tokens in (1, 3, 16, 100, 128, 700, 1024, 8192):
+        for experts, top_k in ((1, 1), (8, 2), (128, 8), (512, 10)):
+            for hidden, inter in ((8, 8), (64, 264), (128, 4096), (2048, 768), (4096, 14336)):
+                plan = choose(tokens, top_k, experts, hidden, inter)
+                assert 1 <= plan.splits <= MAX_SPLITS
+                part = -(-inter // (64 * plan.splits)) * 64  # as the kernel cuts
+                assert (plan.splits - 1) * part < inter
+                for gate_up, gathered in ((True, plan.gathered), (False, False)):
+                    rows = "GATHERED" if gathered else "CONTIGUOUS"
+                    tile = ", ".join(map(str, plan.tile))
+                    config = f"__half, {tile}, {str(gate_up).lower()}, {rows}, {str(plan.stream).lower()}"
+                    assert f"grouped_gemm_kernel<Config<{config}>>" in listed
+
+
+def valid_arguments() -> dict:
+    x, w1, w2, logits = reference.moe_inputs(4, 3, 16, 24, device="cpu")
+    weights, ids = reference.route(logits, 2)
+    return dict(tokens=x, w_gate_up=w1, w_down=w2, topk_weights=weights.float(), topk_ids=ids)
+
+
+@pytest.mark.parametrize(
+    "error, name, change",
+    [
+        (TypeError, "tokens", lambda x: x.tolist()),
+        (ValueError, "tokens", lambda x: x.float()),
+        (ValueError, "tokens", lambda x: x[0]),
+        (ValueError, "w_gate_up", lambda x: x[:, :-1]),
+        (ValueError, "w_gate_up", lambda x: x.half()),
+        (ValueError, "w_gate_up", lambda x: x.mT.contiguous().mT),
+        (TypeError, "w_down", lambda x: None),
+        (ValueError, "w_down", lambda x: x[0]),
+        (ValueError, "w_down", lambda x: x.mT.contiguous().mT),
+        (ValueError, "topk_weights", lambda x: x.double()),
+        (ValueError, "topk_weights", lambda x: x[:, :1]),
+        (ValueError, "topk_weights", lambda x: x.to("meta")),
+        (ValueError, "topk_ids", lambda x: x.long()),
+        (ValueError, "topk_ids", lambda x: x[:-1]),
+        (ValueError, "topk_ids", lambda x: x[:, :0]),
+    ],
+)
+def test_layer_refuses(error, name, change):
+    arguments = valid_arguments()
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=name):
+        fused_experts(**arguments)
+
+
+def test_layer_refuses_sizes_that_are_no_multiple_of_eight():
+    for hidden, inter in ((12, 16), (16, 12)):
+        x, w1, w2, logits = reference.moe_inputs(2, 2, hidden, inter, device="cpu")
+        with pytest.raises(ValueError, match="multiple of 8"):
+            fused_moe(x, (w1, w2), logits)
+
+
+def test_layer_refuses_wrong_weights_and_logits():
+    x, w1, w2, logits = reference.moe_inputs(2, 4, 16, 16, device="cpu")
+    with pytest.raises(TypeError, match="expert_weights"):
+        fused_moe(x, w1, logits)
+    with pytest.raises(ValueError, match="routing_weights"):
+        fused_moe(x, (w1, w2), logits[:, :3])
