@@ -179,7 +179,7 @@ def _compile_error(source: Source, name: str, log: str) -> CompileError:
         return CompileError(source, "the emulator", f"  {name}: {first['message'] if first else log}")
     return CompileError(source, "the emulator", "\n".join(f"{m['file']}({m['line']}): error: {m['message']}" for m in found))
 
-# %% ../nbs/06_emulator.ipynb #094ca63b
+# %% ../nbs/06_emulator.ipynb #9024a6e7
 def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, library: Path):
     "Compile one kernel instance in a folder of its own and move the library to its place."
     own = dataclasses.replace(source, headers={h: t for h, t in source.headers.items() if not h.startswith("emulator/")})
@@ -193,7 +193,8 @@ def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, li
         complaint = _run((*find_compiler().command, "-shared", "-fno-sanitize=undefined",   # zig would link a runtime of its own
                           "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-rpath,$ORIGIN", *around, "-o", "kernel.so"), folder)
         if complaint:
-            raise CompileError(source, "the emulator", f"{name} uses what is not defined; dynamic shared memory is `smem_raw`\n{complaint}")
+            raise CompileError(source, "the emulator", f"{name} uses what nothing defines (dynamic shared memory has one name, "
+                                                       f"smem_raw):\n{complaint}")
         os.replace(Path(folder, "kernel.so"), library)
 
 # %% ../nbs/06_emulator.ipynb #dd95f61a

@@ -234,6 +234,21 @@ def test_only_what_a_kernel_may_write_is_written_back():
     assert packed.sum() == 32 and packed[1].eq(1).all()
 
 
+def test_const_tensors_are_never_written():
+    "Memory that cannot be written, as behind a mapped file, is good enough for a const argument."
+    program = f"""
+import mmap, torch, sys
+sys.path.insert(0, {str(FOLDER.parent)!r})
+from test_emulator import copy_kernel
+x, out = torch.frombuffer(mmap.mmap(-1, 4096, prot=mmap.PROT_READ), dtype=torch.float32), torch.zeros(1024)
+copy_kernel().launch(1, 32, [x, out, 1024, 1, 1])
+assert out.eq(1).all()
+"""
+    copy_kernel()
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("offset", [0, 1, 2, 4])
 def test_alignment_is_that_of_the_storage(offset):
     text = "__global__ void address_kernel(const float* g_in, long long* g_out) { g_out[0] = (long long)g_in % 256; }"

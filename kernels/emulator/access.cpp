@@ -39,7 +39,8 @@ static void check_shared(SharedMemory& shared, const void* p, size_t bytes, Acce
     if (!object || static_cast<const char*>(p) + bytes > object->end) out_of_bounds(p, bytes, kind, site);
     if (!(checks & check_init)) return;
     if (kind != Access::write && !shared.was_written(p, bytes))
-        fail("UninitialisedShared", site, "reads %zu bytes %s that no thread has written", bytes, describe_shared(shared, p).c_str());
+        fail("UninitialisedShared", site, "reads %zu bytes %s that no thread has written", bytes,
+             describe_shared(shared, p).c_str());
     if (kind != Access::read) shared.mark_written(p, bytes);
 }
 
@@ -59,38 +60,47 @@ static SharedMemory* shared_with(Worker& w, const void* address) {
     return nullptr;
 }
 
+static bool is_own_stack(const Worker& w, const void* p) {
+    return w.current && w.stacks.contains(p) && w.stacks.owner(p) == int(w.current->index);
+}
+
+// threadIdx and its kin
+static bool is_thread_record(const Worker& w, const void* p) {
+    const Fiber* fibers = w.block.fibers.data();
+    return p >= fibers && p < fibers + w.block.threads;
+}
+
 void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
     Worker& w = *worker;
     ++w.block.counters.accesses;
     if (SharedMemory* shared = shared_with(w, address)) return check_shared(*shared, address, bytes, kind, site);
-    if (!w.action && w.stacks.contains(address) && w.stacks.owner(address) == int(w.current->index)) return;
+    if (!w.action && is_own_stack(w, address)) return;
     check_global(w, address, bytes, kind, site);
 }
 
 void instrumented_access(const void* address, size_t bytes, Access kind, Site site) {
     Worker* w = worker;
     if (!w || !w->current) return;
-    if (w->stacks.contains(address) && w->stacks.owner(address) == int(w->current->index)) return check_local(address, bytes, kind, site);
-    const char* p = static_cast<const char*>(address);
-    if (p >= reinterpret_cast<char*>(w->block.fibers.data()) && p < reinterpret_cast<char*>(w->block.fibers.data() + w->block.threads))
-        return;                                                      // threadIdx and its kin
-    if (SharedMemory* shared = shared_with(*w, p)) {
+    if (is_own_stack(*w, address)) return check_local(address, bytes, kind, site);
+    if (is_thread_record(*w, address)) return;
+    if (SharedMemory* shared = shared_with(*w, address)) {
         ++w->block.counters.accesses;
-        check_shared(*shared, p, bytes, kind, site);
+        check_shared(*shared, address, bytes, kind, site);
     } else if (w->grid.spec.checks & check_memory) {
         ++w->block.counters.accesses;
-        check_global(*w, p, bytes, kind, site);
+        check_global(*w, address, bytes, kind, site);
     }
 }
 
 void misaligned_access(const void* address, size_t alignment, const char* type, Site site) {
-    fail("MisalignedAccess", site, "accesses %s %s, an address that is no multiple of %zu", type, describe_address(address).c_str(), alignment);
+    fail("MisalignedAccess", site, "accesses %s %s, an address that is no multiple of %zu", type,
+         describe_address(address).c_str(), alignment);
 }
 
 void report_fault(Worker& w) {
     const Worker::Fault& f = w.fault;
     const Site site = f.pc + 1;                                      // sites are addresses behind an instruction
-    const char* does = f.write ? "writes" : "reads";
+    const std::string where = f.has_address ? describe_address(f.address) : "at an address that cannot exist";
     const Arguments::Extent* extent = w.grid.spec.arguments->find(f.address, 1);
     if (f.signal == SIGFPE)
         note("DivisionByZero", site, "integer division by zero, whose result is undefined on a GPU");
@@ -99,9 +109,9 @@ void report_fault(Worker& w) {
     else if (w.stacks.in_guard(f.address))
         note("StackOverflow", site, "the local memory of a thread exceeds %zu KiB", Stacks::stack_bytes >> 10);
     else if (extent && f.write && !extent->writable)
-        note("OutOfBounds", site, "writes %s, which is const", describe_address(f.address).c_str());
+        note("OutOfBounds", site, "writes %s, which is const", where.c_str());
     else
-        note("OutOfBounds", site, "%s %s", does, f.has_address ? describe_address(f.address).c_str() : "at an address that cannot exist");
+        note("OutOfBounds", site, "%s %s", verb(f.write ? Access::write : Access::read), where.c_str());
 }
 
 }  // namespace emu

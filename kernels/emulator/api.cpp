@@ -39,7 +39,8 @@ EMU_EXPORT Module* emu_module(const char* path, const void* inside) {
 EMU_EXPORT const char* emu_signature_name(const Module* module) { return module->signature().c_str(); }
 EMU_EXPORT uint64_t emu_static_shared(const Module* module) { return module->static_end() - module->static_begin(); }
 
-EMU_EXPORT Arguments* emu_arguments(MappingSpec* mappings, size_t m, const SpanSpec* spans, size_t s, const ExtentSpec* extents, size_t e) {
+EMU_EXPORT Arguments* emu_arguments(MappingSpec* mappings, size_t m, const SpanSpec* spans, size_t s, const ExtentSpec* extents,
+                                    size_t e) {
     return guarded([&] {
         auto* arguments = new Arguments({mappings, mappings + m}, {spans, spans + s}, {extents, extents + e});
         for (size_t i = 0; i < m; ++i) mappings[i].address = arguments->address(i);
@@ -70,7 +71,9 @@ EMU_EXPORT int emu_wait(Launch* launch, double seconds) { return wait(launch->gr
 EMU_EXPORT void emu_stop(Launch* launch) { launch->grid.stop_above = -1; }
 
 // After the end.
-EMU_EXPORT const char* emu_error_kind(const Launch* launch) { return launch->grid.error ? launch->grid.error->kind.c_str() : nullptr; }
+EMU_EXPORT const char* emu_error_kind(const Launch* launch) {
+    return launch->grid.error ? launch->grid.error->kind.c_str() : nullptr;
+}
 EMU_EXPORT const char* emu_error_text(const Launch* launch) { return launch->grid.error->text.c_str(); }
 EMU_EXPORT void emu_counters(const Launch* launch, Counters* counters) { *counters = launch->grid.counters; }
 

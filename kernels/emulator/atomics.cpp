@@ -5,7 +5,8 @@
 
 namespace emu {
 
-template <class T> using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
 
 template <class To, class From> static To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -34,7 +35,8 @@ template <class T> static T combine(Atomic operation, T old, T operand) {
 
 static void announce(const void* address, size_t bytes, Site site) {
     if (reinterpret_cast<uintptr_t>(address) % bytes)
-        fail("MisalignedAccess", site, "atomic operation %s, an address that is no multiple of %zu", describe_address(address).c_str(), bytes);
+        fail("MisalignedAccess", site, "atomic operation %s, an address that is no multiple of %zu",
+             describe_address(address).c_str(), bytes);
     access(address, bytes, Access::atomic, site);
 }
 
@@ -50,7 +52,8 @@ template <class T> T atomic(Atomic operation, T* address, T operand) {
 template <class T> T atomic_compare_and_swap(T* address, T expected, T desired) {
     announce(address, sizeof(T), EMU_SITE);
     Bits<T> old = bit_cast<Bits<T>>(expected);
-    __atomic_compare_exchange_n(reinterpret_cast<Bits<T>*>(address), &old, bit_cast<Bits<T>>(desired), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    __atomic_compare_exchange_n(reinterpret_cast<Bits<T>*>(address), &old, bit_cast<Bits<T>>(desired), false, __ATOMIC_SEQ_CST,
+                                __ATOMIC_SEQ_CST);
     return bit_cast<T>(old);
 }
 

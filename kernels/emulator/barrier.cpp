@@ -53,7 +53,7 @@ static int synchronise(int id, unsigned threads, bool whole_block, bool predicat
     barrier.reduce = reduce;
     barrier.votes += predicate;
     if (uint32_t others = barrier.waiting.lanes[me.warp])
-        check_one_line("a barrier", b, me.warp, b.fibers[me.warp * 32 + unsigned(__builtin_ctz(others))].waiting_site, site);
+        check_one_line("a barrier", me.warp, b.fibers[me.warp * 32 + unsigned(__builtin_ctz(others))].waiting_site, site);
     if (barrier.count == barrier.expected) return complete(b, barrier);
     wait_on(barrier, barrier.waiting, site);
     return me.result;

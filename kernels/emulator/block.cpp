@@ -111,7 +111,9 @@ void leave() {
 // A line of the trace: step, block, thread, what, and for a wait the object and the place.
 static void trace(const Fiber& fiber, const char* what, const std::string& rest = "") {
     Block& b = *fiber.block;
-    b.trace += std::to_string(b.counters.switches) + ' ' + std::to_string(b.number) + ' ' + std::to_string(fiber.index) + ' ' + what + rest + '\n';
+    char numbers[80];
+    snprintf(numbers, sizeof numbers, "%llu %ld %u ", (unsigned long long)b.counters.switches, b.number, fiber.index);
+    b.trace += numbers + (what + rest) + '\n';
 }
 
 void suspend(const Waitable& object, Site site) {
@@ -206,8 +208,9 @@ static std::string describe_waiting(const Block& block) {
     ThreadSet exited;
     for (const Fiber& fiber : block.fibers) {
         const Waitable* object = fiber.waiting_on;
-        if (fiber.exited) exited.add(fiber.warp, 1u << fiber.lane);
-        else waiting[object ? object->name() + ": " + object->state() : "a loop that polls"][place(fiber.waiting_site)].add(fiber.warp, 1u << fiber.lane);
+        const std::string why = object ? object->name() + ": " + object->state() : "a loop that polls";
+        ThreadSet& set = fiber.exited ? exited : waiting[why][place(fiber.waiting_site)];
+        set.add(fiber.warp, 1u << fiber.lane);
     }
     std::string text;
     for (auto& [object, places] : waiting) {
@@ -222,8 +225,7 @@ static std::string describe_waiting(const Block& block) {
     std::string text = "no thread can go on" + describe_waiting(block);
     for (const Block* other : block.cluster->blocks) {
         if (other == &block) continue;
-        const uint3 at = other->fibers[0].block_idx;
-        text += "\n  in the cluster's block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + "):" + describe_waiting(*other);
+        text += "\n  in the cluster's " + block_name(*other) + ':' + describe_waiting(*other);
     }
     fail("Deadlock", 0, "%s", text.c_str());
 }

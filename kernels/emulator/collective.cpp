@@ -23,10 +23,9 @@ std::string Collective::state() const {
 }
 
 // Lanes of one warp must be at one source line. A compiler may have copied that line, so lines are compared, not addresses.
-void check_one_line(const char* what, Block& block, unsigned warp, Site there, Site here) {
+void check_one_line(const char* what, unsigned warp, Site there, Site here) {
     if (there == here || place(there) == place(here)) return;
-    fail("Diverged", here, "lanes of warp %u reach %s at different lines: others wait at %s (block of %u threads)", warp, what,
-         place(there).c_str(), block.threads);
+    fail("Diverged", here, "lanes of warp %u reach %s at different lines: others wait at %s", warp, what, place(there).c_str());
 }
 
 static std::unique_ptr<Collective> new_call(Warp& warp) {
@@ -36,7 +35,8 @@ static std::unique_ptr<Collective> new_call(Warp& warp) {
     return call;
 }
 
-static Collective& open_call(Warp& home, const char* name, Collective::Body body, unsigned first_warp, unsigned warps, const uint32_t* mask) {
+static Collective& open_call(Warp& home, const char* name, Collective::Body body, unsigned first_warp, unsigned warps,
+                             const uint32_t* mask) {
     home.calls.push_back(new_call(home));
     Collective& call = *home.calls.back();
     call.instruction = name;
@@ -67,7 +67,8 @@ static void execute(Block& block, Warp& home, size_t i) {
     home.calls.erase(home.calls.begin() + long(i));
 }
 
-static void meet(const char* name, Collective::Body body, unsigned first_warp, unsigned warps, const uint32_t* mask, void* arguments, Site site) {
+static void meet(const char* name, Collective::Body body, unsigned first_warp, unsigned warps, const uint32_t* mask,
+                 void* arguments, Site site) {
     Block& b = block();
     Fiber& me = self();
     Warp& home = b.warps[first_warp];

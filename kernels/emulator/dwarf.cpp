@@ -185,7 +185,8 @@ private:
 
     void add_inlined(const Attributes& a, unsigned unit, uint64_t base) {
         if (a.ranges == ~0ull) {
-            if (a.has_low) table_.inlined_.push_back({a.low, a.high_is_length ? a.low + a.high : a.high, unit, a.call_file, a.call_line});
+            const uint64_t high = a.high_is_length ? a.low + a.high : a.high;
+            if (a.has_low) table_.inlined_.push_back({a.low, high, unit, a.call_file, a.call_line});
             return;
         }
         Cursor c{ranges_.begin + a.ranges, ranges_.begin + ranges_.size};

@@ -14,22 +14,24 @@ static std::string format(const char* pattern, va_list arguments) {
     return text;
 }
 
+std::string block_name(const Block& block) {
+    const uint3 b = block.fibers[0].block_idx;
+    return "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + ")";
+}
+
 // "block (1, 0, 0), thread (33, 0, 0) = warp 1, lane 1"
-static std::string origin(const Worker& w, const Fiber* fiber) {
-    char text[160];
-    const uint3 b = w.block.fibers[0].block_idx;
-    int n = snprintf(text, sizeof text, "block (%u, %u, %u)", b.x, b.y, b.z);
-    if (fiber)
-        snprintf(text + n, sizeof text - size_t(n), ", thread (%u, %u, %u) = warp %u, lane %u", fiber->thread_idx.x,
-                 fiber->thread_idx.y, fiber->thread_idx.z, fiber->warp, fiber->lane);
-    return text;
+static std::string thread_name(const Fiber& fiber) {
+    const uint3 t = fiber.thread_idx;
+    char text[120];
+    snprintf(text, sizeof text, ", thread (%u, %u, %u) = warp %u, lane %u", t.x, t.y, t.z, fiber.warp, fiber.lane);
+    return block_name(*fiber.block) + text;
 }
 
 static void note_text(const char* kind, Site site, const std::string& text) {
     Worker& w = *worker;
     const Fiber* fiber = w.action ? w.action->origin : w.current;
     if (!site && w.action) site = w.action->site;
-    std::string where = site ? origin(w, fiber) + ", at " + place(site) : origin(w, nullptr);
+    std::string where = site ? thread_name(*fiber) + ", at " + place(site) : block_name(w.block);
     w.error = std::make_unique<Error>(Error{w.block.cluster->number, kind, where + "\n  " + text});
 }
 
@@ -63,15 +65,20 @@ static std::string ranges(uint32_t bits) {
     return text;
 }
 
+// "warp 5", "warps 0-3"
+static std::string counted(const char* noun, uint32_t bits) {
+    return noun + std::string(bits & (bits - 1) ? "s " : " ") + ranges(bits);
+}
+
 std::string describe(const Block& block, const ThreadSet& threads) {
     uint32_t whole = 0;
     std::string parts;
     threads.each([&](unsigned warp, uint32_t lanes) {
         if (lanes == block.warps[warp].present) whole |= 1u << warp;
-        else parts += (parts.empty() ? "" : ", ") + ("warp " + std::to_string(warp)) + " (lane" + (lanes & (lanes - 1) ? "s " : " ") + ranges(lanes) + ")";
+        else parts += (parts.empty() ? "warp " : ", warp ") + std::to_string(warp) + " (" + counted("lane", lanes) + ")";
     });
     std::string text;
-    if (whole) text = (whole & (whole - 1) ? "warps " : "warp ") + ranges(whole);
+    if (whole) text = counted("warp", whole);
     return text + (whole && !parts.empty() ? ", " : "") + parts;
 }
 

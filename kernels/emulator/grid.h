@@ -149,13 +149,14 @@ void run_threads(Block& block);          // to their end or the first error; cal
 void preempt();                          // the calling thread, from a signal handler
 void end_spinning(Block& block);
 // errors.cpp
+std::string block_name(const Block& block);      // "block (1, 0, 0)"
 void note(const char* kind, Site site, const char* pattern, ...) __attribute__((format(printf, 3, 4)));    // fail without leaving
 // access.cpp
 void report_fault(Worker& worker);       // notes what Worker::fault says
 // barrier.cpp, collective.cpp
 void leave_barriers(Block& block);
 void leave_collectives(Fiber& fiber);
-void check_one_line(const char* what, Block& block, unsigned warp, Site there, Site here);
+void check_one_line(const char* what, unsigned warp, Site there, Site here);
 // cluster.cpp
 enum class Turn { ready, polling };      // may take the turn: a block with a ready thread or an action; or any with threads
 bool hand_over(Block& block, Turn turn);

@@ -26,7 +26,8 @@ long long clock() { return (long long)block().counters.switches + ++block().cloc
 
 uint32_t shared_address(const void* pointer, Site site) {
     const SharedMemory& shared = block().shared;
-    if (!shared.contains(pointer)) fail("OutOfBounds", site, "takes the shared address of a pointer that is not: %s", describe_address(pointer).c_str());
+    if (!shared.contains(pointer))
+        fail("OutOfBounds", site, "takes the shared address of a pointer that is not: %s", describe_address(pointer).c_str());
     return shared.address(pointer);
 }
 

@@ -19,7 +19,8 @@ ElfFile::ElfFile(const char* path) {
     if (descriptor < 0 || fstat(descriptor, &status) != 0) throw std::runtime_error(std::string("cannot read ") + path);
     void* memory = mmap(nullptr, size_t(status.st_size), PROT_READ, MAP_PRIVATE, descriptor, 0);
     close(descriptor);
-    if (memory == MAP_FAILED || std::memcmp(memory, ELFMAG, SELFMAG) != 0) throw std::runtime_error(std::string("no ELF file: ") + path);
+    if (memory == MAP_FAILED || std::memcmp(memory, ELFMAG, SELFMAG) != 0)
+        throw std::runtime_error(std::string("no ELF file: ") + path);
     file_ = {static_cast<const uint8_t*>(memory), size_t(status.st_size)};
 }
 

@@ -89,7 +89,8 @@ const SharedMemory::Object* SharedMemory::nearest(const void* p) const {
 
 bool SharedMemory::guards(const void* p) const {
     auto within = [p](const char* begin, size_t bytes) { return p >= begin && p < begin + bytes; };
-    return within(layout_.front_guard, size_t(layout_.middle_guard + page_bytes - layout_.front_guard)) || within(dynamic_, dynamic_capacity);
+    const char* end = layout_.middle_guard + page_bytes;
+    return within(layout_.front_guard, size_t(end - layout_.front_guard)) || within(dynamic_, dynamic_capacity);
 }
 
 void SharedMemory::mark_written(const void* p, size_t bytes) { std::memset(&written_[address(p)], 1, bytes); }

@@ -3,10 +3,10 @@
 
 namespace emu {
 EMU_EXTERN_STORAGE unsigned char front_guard[page_bytes];
-alignas(page_bytes) EMU_IN_ORDER __attribute__((used, visibility("hidden"))) thread_local unsigned char middle_guard[page_bytes];
+EMU_STORAGE(page_bytes) middle_guard[page_bytes];
 }  // namespace emu
 
-alignas(emu::page_bytes) EMU_IN_ORDER __attribute__((used, visibility("hidden"))) thread_local unsigned char smem_raw[emu::dynamic_capacity];
+EMU_STORAGE(emu::page_bytes) smem_raw[emu::dynamic_capacity];
 
 extern "C" __attribute__((visibility("default"))) void emu_shared_layout(void** layout) {
     layout[0] = emu::front_guard;

@@ -3,5 +3,5 @@
 #include "shared_layout.h"
 
 namespace emu {
-alignas(page_bytes) __attribute__((used, visibility("hidden"))) thread_local unsigned char front_guard[page_bytes];
+EMU_STORAGE(page_bytes) front_guard[page_bytes];
 }

@@ -19,3 +19,7 @@ constexpr size_t dynamic_capacity = 256 << 10;    // more than any chip has; wha
 #define EMU_EXTERN_STORAGE extern __constinit __attribute__((visibility("hidden"))) thread_local
 #define EMU_IN_ORDER __attribute__((no_reorder))
 #endif
+
+// The definition of such an array, in its place of the file.
+#define EMU_STORAGE(bytes_of_alignment) \
+    alignas(bytes_of_alignment) EMU_IN_ORDER __attribute__((used, visibility("hidden"))) thread_local unsigned char

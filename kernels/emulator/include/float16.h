@@ -117,7 +117,11 @@ inline double fma_odd(double a, double b, double c) {
     EMU_DEVICE T2 __lowhigh2highlow(T2 a) { return T2(a.y, a.x); }                                         \
     EMU_DEVICE T atomicAdd(T* address, T operand) {                                                        \
         unsigned short old = address->bits, seen;                                                          \
-        while ((seen = emu::atomic_compare_and_swap(&address->bits, old, __hadd(T::of_bits(old), operand).bits)) != old) old = seen; \
-        return T::of_bits(old);                                                                            \
+        for (;; old = seen) {                                                                              \
+            seen = emu::atomic_compare_and_swap(&address->bits, old, __hadd(T::of_bits(old), operand).bits); \
+            if (seen == old) return T::of_bits(old);                                                       \
+        }                                                                                                  \
     }                                                                                                      \
-    EMU_DEVICE T2 atomicAdd(T2* address, T2 operand) { return T2(atomicAdd(&address->x, operand.x), atomicAdd(&address->y, operand.y)); }
+    EMU_DEVICE T2 atomicAdd(T2* address, T2 operand) {                                                     \
+        return T2(atomicAdd(&address->x, operand.x), atomicAdd(&address->y, operand.y));                   \
+    }
