@@ -11,8 +11,8 @@ from emulated import FOLDER, build, compiler  # noqa: F401, the fixture
 from flashmoe_nb import cuda, emulator
 
 pytestmark = pytest.mark.usefixtures("compiler")
-ORDERS = [dict(schedule="forward"), dict(schedule="reverse"), dict(seed=1), dict(seed=2)]
-each_order = pytest.mark.parametrize("order", ORDERS, ids=["forward", "reverse", "random 1", "random 2"])
+ORDERS = [dict(schedule="forward"), dict(schedule="reverse"), dict(seed=1), dict(seed=2, check=("memory", "init"))]
+each_order = pytest.mark.parametrize("order", ORDERS, ids=["forward", "reverse", "random", "random, checked"])
 
 
 def ints(*shape):
@@ -106,22 +106,23 @@ def test_warps_that_diverge_or_shrink(order):
     assert out[32:].tolist() == [v + 20 for v in value[:20]] + [-1] * 12
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_atomics(workers):
+@pytest.mark.parametrize("workers, check", [(1, ()), (4, ()), (2, ("memory", "init"))])
+def test_atomics(workers, check):
     n = 8 * 96
     numbers, bits = torch.zeros(6, dtype=torch.int32), torch.tensor([-1, 0, 0, 0], dtype=torch.int32)
     floats, longs, old = torch.zeros(2), torch.zeros(2, dtype=torch.int64), ints(n)
-    build("threads.cu", "atomics_kernel").launch(8, 96, [numbers, bits, floats, longs, old], workers=workers)
+    build("threads.cu", "atomics_kernel").launch(8, 96, [numbers, bits, floats, longs, old], workers=workers, check=check)
     assert numbers.tolist() == [n, n - 1, 1 - n, -2 * n, n - 1, n]
     assert bits.tolist() == [0, -1, 0, n % 10]
     assert floats.tolist() == [n, 5.0] and longs.tolist() == [n << 40, (n - 1) << 33]
     assert sorted(old.tolist()) == list(range(n))
 
 
-def test_blocks_that_wait_for_each_other():
+@pytest.mark.parametrize("check", [(), ("memory", "init")])
+def test_blocks_that_wait_for_each_other(check):
     "More blocks than workers: the runtime starts them all when the first ones only poll."
     count, out = torch.zeros(1, dtype=torch.int32), ints(12, 32)
-    build("threads.cu", "grid_barrier_kernel").launch(12, 32, [count, out], workers=2)
+    build("threads.cu", "grid_barrier_kernel").launch(12, 32, [count, out], workers=2, check=check)
     assert out.eq(12).all()
 
 
@@ -136,9 +137,10 @@ def test_print_in_the_order_of_blocks(capsys):
     assert capsys.readouterr().out == "".join(f"block {i} of 5: {0.5 * i:.2f}\n" for i in range(5))
 
 
-def test_vectors_constants_and_scalar_types():
+@pytest.mark.parametrize("check", [(), ("memory", "init")])
+def test_vectors_constants_and_scalar_types(check):
     x, out = torch.randn(64, 4), torch.zeros(64, 4)
-    build("threads.cu", "types_kernel").launch(1, 64, [x, out, 5 << 33, 0.25, True, 1 << 31])
+    build("threads.cu", "types_kernel").launch(1, 64, [x, out, 5 << 33, 0.25, True, 1 << 31], check=check)
     table = torch.tensor([3.0, 1.0, 4.0, 1.0]).repeat(16)
     expected = torch.stack([x[:, 0] * 2 + table, x[:, 1] + 0.25, x[0, 2].expand(64), x[:, 3] + 6], 1)
     assert torch.equal(out, expected)

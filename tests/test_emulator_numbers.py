@@ -146,6 +146,7 @@ def test_fused_multiply_add_rounds_once(name):
     a[:200], b[:200] = torch.tensor(1.0 + 2.0**-4), torch.tensor(1.0 + 2.0**-4)
     c[:200] = torch.linspace(-1, 1, 200).to(dtype) * 2.0**-8
     a[1::10], b[1::10] = torch.tensor(1.0 + 1 / 128), torch.tensor(1.5)  # 1.5117…: a midpoint in bfloat16
+    c[1::10], c[11::20] = torch.tensor(2.0**-60), torch.tensor(-(2.0**-60))  # too small for a double beside it
     a[2::10], b[2::10] = torch.tensor(1.0 + 1 / 1024), torch.tensor(1.5)  # a midpoint in half
     out = torch.zeros(12, len(a), dtype=torch.int16)
     build("numbers.cu", f"arithmetic_kernel<{name}>").launch(4, 256, [bits(a), bits(b), bits(c), out, len(a)])

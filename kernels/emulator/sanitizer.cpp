@@ -29,6 +29,8 @@ EMU_CALLBACK void* __tsan_memset(void* to, int value, size_t bytes) {
     instrumented_access(to, bytes, Access::write, EMU_SITE);
     return __builtin_memset(to, value, bytes);
 }
+EMU_CALLBACK void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+EMU_CALLBACK void __tsan_atomic_signal_fence(int) {}
 EMU_CALLBACK void __tsan_init() {}
 EMU_CALLBACK void __tsan_func_entry(void*) {}
 EMU_CALLBACK void __tsan_func_exit() {}
