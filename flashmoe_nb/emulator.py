@@ -32,9 +32,9 @@ import torch
 from . import cuda
 from .cuda import ARCHITECTURES, KB, KERNELS, CompileError, Source, TensorMap, cache_dir
 
-# %% ../nbs/06_emulator.ipynb #aca65d80
+# %% ../nbs/06_emulator.ipynb #27e82f3a
 class EmulatorUnavailable(RuntimeError):
-    "There is no C++ compiler. The message says what to install."
+    "There is no C++ compiler, or this is not Linux. The message says what to install."
 
 # Equal code on two lines stays two pieces of code, or an error could not say which of the lines it is.
 _GCC_FLAGS = ("-fno-gnu-unique", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-code-hoisting", "-fno-ipa-icf")
@@ -59,7 +59,7 @@ def _ask_version(command: tuple[str, ...]) -> str | None:
     except OSError: return None
     return answer.stdout.splitlines()[0] if answer.returncode == 0 and answer.stdout else None
 
-# %% ../nbs/06_emulator.ipynb #8da08903
+# %% ../nbs/06_emulator.ipynb #8f5f4693
 @functools.cache
 def _find_compiler(cxx: str | None) -> Compiler:
     candidates = [tuple(shlex.split(cxx))] if cxx else [("g++",), ("clang++",), (sys.executable, "-m", "ziglang", "c++")]
@@ -71,6 +71,7 @@ def _find_compiler(cxx: str | None) -> Compiler:
 
 def find_compiler() -> Compiler:
     "The C++ compiler to use: `$CXX`, else g++, clang++ or the wheel ziglang. Raises `EmulatorUnavailable`."
+    if sys.platform != "linux": raise EmulatorUnavailable(f"the emulator runs on Linux, not on {sys.platform}")
     return _find_compiler(os.environ.get("CXX"))
 
 # %% ../nbs/06_emulator.ipynb #355c3a6e
@@ -338,7 +339,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #6f1cc1fa
+# %% ../nbs/06_emulator.ipynb #d58cef6f
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -350,7 +351,7 @@ class Event(NamedTuple):
 
 @dataclass
 class Report:
-    """What a checked or traced launch saw. `accesses`: to global and shared memory, of instrumented code;
+    """What a checked or traced launch saw. `accesses`: checked ones, to global and shared memory;
     `collectives`: shuffles, votes and other instructions of a warp; `switches`: from thread to thread."""
     kernel: str
     seconds: float

@@ -297,6 +297,12 @@ def test_compile_errors_name_the_line_and_the_instance():
     assert "another" in str(error.value) and "emulator" in str(error.value)
 
 
+def test_other_systems_are_told(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(emulator.EmulatorUnavailable, match="runs on Linux, not on darwin"):
+        emulator.find_compiler()
+
+
 def test_dynamic_shared_memory_has_one_name():
     text = "extern __shared__ float {name}[];\n__global__ void k(float* g) {{ {name}[0] = 2; g[0] = {name}[0]; }}"
     with pytest.raises(cuda.CompileError, match="smem_raw"):
