@@ -97,6 +97,12 @@ __device__ void traps(int n) {
     if (threadIdx.x == n) __trap();  // here: traps
 }
 
+// The first block takes longest to fail.
+__device__ void fails_late() {
+    for (unsigned i = 0; i < 1000 * (gridDim.x - blockIdx.x); ++i) __nanosleep(100);
+    __trap();  // here: fails_late
+}
+
 __device__ void waits_forever(float* g) {
     while (atomicAdd(g, 0.0f) >= 0.0f) __nanosleep(100);  // here: waits_forever
 }
@@ -109,6 +115,7 @@ enum Mistake {
     BARRIER_COUNTS, ARRIVES_TWICE, PAST_THE_END, FAR_AWAY, BEFORE_THE_START, NULL_POINTER, WRITES_CONST, JUST_PAST,
     PAST_STATIC, PAST_DYNAMIC, JUST_PAST_DYNAMIC, UNINITIALISED, MISSING_BARRIER, MISALIGNED_FLOAT4,
     MISALIGNED_SHARED, MISALIGNED_ATOMIC, ATOMIC_OUTSIDE, STACK, DIVIDE, ASSERTS, TRAPS, WAITS_FOREVER, SPINS_FOREVER,
+    FAILS_LATE,
 };
 
 // block: which one makes the mistake, -1 for all. n: a number the compiler does not know, chosen by the test.
@@ -144,6 +151,7 @@ __global__ void mistake_kernel(int mistake, int block, float* g, const float* g_
         case TRAPS: traps(n); break;
         case WAITS_FOREVER: waits_forever(g); break;
         case SPINS_FOREVER: spins_forever(g); break;
+        case FAILS_LATE: fails_late(); break;
         default: g[threadIdx.x] = float(n);
     }
 }
