@@ -118,6 +118,12 @@ def test_atomics(workers, check):
     assert sorted(old.tolist()) == list(range(n))
 
 
+def test_atomics_of_blocks_that_run_at_the_same_time():
+    count, total = torch.zeros(1, dtype=torch.int32), torch.zeros(1)
+    build("threads.cu", "crowd_kernel").launch(8, 32, [count, total], workers=4)
+    assert count.item() == total.item() == 8 * 32 * 2000
+
+
 @pytest.mark.parametrize("check", [(), ("memory", "init")])
 def test_blocks_that_wait_for_each_other(check):
     "More blocks than workers: the runtime starts them all when the first ones only poll."

@@ -127,6 +127,15 @@ def test_writing_to_const(check):
     assert "at byte 12 of argument 3, float const* (512 bytes), which is const" in text
 
 
+def test_writing_to_a_const_view_of_a_tensor_that_is_written():
+    "The two arguments share a mapping; only the exact check tells them apart."
+    packed = torch.ones(2, 128)
+    kernel = build("errors.cu", "mistake_kernel", ("memory",))
+    with pytest.raises(emulator.OutOfBounds, match="at byte 12 of argument 3, .* which is const") as caught:
+        kernel.launch(1, 128, [MISTAKES["writes_const"], 0, packed[0], packed[1], None, 0], SMEM, check=("memory",))
+    assert caught.value.place == here("writes_const")
+
+
 def test_a_short_stray_write():
     "Just past the end: the exact check names the line, a plain launch notices afterwards."
     g = torch.full((126,), 3.0)

@@ -131,6 +131,14 @@ __global__ void atomics_kernel(int* g_int, unsigned* g_unsigned, float* g_float,
     if (threadIdx.x == 0) atomicAdd(&g_int[5], s_count);
 }
 
+// Many small additions to one place, from blocks that run at the same time.
+__global__ void crowd_kernel(int* g_count, float* g_sum) {
+    for (int i = 0; i < 2000; ++i) {
+        atomicAdd(g_count, 1);
+        atomicAdd(g_sum, 1.0f);
+    }
+}
+
 // Every block waits until all have arrived: needs all of them at once.
 __global__ void grid_barrier_kernel(int* g_count, int* g_out) {
     if (threadIdx.x == 0) {
