@@ -1,4 +1,6 @@
-"""Every attention step once at a small ragged shape, to be run under compute-sanitizer."""
+"""Attention steps once each at small ragged shapes, to be run under compute-sanitizer. Arguments: steps; none means all."""
+
+import sys
 
 import torch
 from attention_cases import DTYPES, STEPS
@@ -10,7 +12,7 @@ for dtype in DTYPES.values():
         q, k, v = reference.attention_inputs(
             1, 2, seqlen_q, head_dim, seqlen_k=seqlen_k, num_heads_k=1, dtype=dtype, device="cuda"
         )
-        for function in STEPS.values():
-            function(q, k, v, causal=True, return_lse=True)
+        for step in sys.argv[1:] or STEPS:
+            STEPS[step](q, k, v, causal=True, return_lse=True)
 torch.cuda.synchronize()
 print("every step ran")

@@ -198,8 +198,9 @@ def test_no_borrowed_speed():
         assert launched and not foreign, foreign
 
 
+@each_step
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
-def test_sanitizer(tool):
+def test_sanitizer(tool, step):
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if not sanitizer:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
@@ -215,6 +216,7 @@ def test_sanitizer(tool):
             "kernel_substring=attention",
             sys.executable,
             str(script),
+            step,
         ],
         capture_output=True,
         text=True,
