@@ -6,8 +6,9 @@
 __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS', 'DTYPES', 'SCALARS', 'Architecture', 'target',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
-           'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'TensorMap', 'Parameter',
-           'parameter', 'bind', 'Kernel', 'compile', 'available_backend', 'device', 'architecture', 'emulation']
+           'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'MapLayout', 'map_layout',
+           'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel', 'compile', 'available_backend',
+           'device', 'architecture', 'emulation']
 
 # %% ../nbs/00_cuda.ipynb #a92df0dd
 import contextlib
@@ -335,7 +336,7 @@ def compile_cubin(source: Source, name: str, arch: str, defines: dict | None = N
     facts = json.loads(data[4:4 + length])
     return Compiled(data[4 + length:], facts["entry"], tuple(facts["signature"]), facts["log"])
 
-# %% ../nbs/00_cuda.ipynb #6d6c127e
+# %% ../nbs/00_cuda.ipynb #586ebee1
 class Resources(NamedTuple):
     "What ptxas reports for one kernel instance. Sizes in bytes; `shared` is static shared memory."
     kernel: str
@@ -348,7 +349,7 @@ class Resources(NamedTuple):
     barriers: int
     problems: tuple[str, ...]
 
-_PROBLEMS = re.compile(r"C75(?:08|10|19)|setmaxnreg[^\n]*ignored|wgmma[^\n]*serializ", re.I)
+_PROBLEMS = re.compile(r"C75(?:08|10|17|19)|setmaxnreg[^\n]*ignored|wgmma[^\n]*serializ", re.I)
 
 def resources_of(compiled: Compiled, kernel: str, arch: str) -> Resources:
     "Read registers, spills, stack and shared memory of one instance from its compile log."
@@ -367,38 +368,50 @@ def resources(path: str, names, architectures=None, defines: dict | None = None)
     return [resources_of(compile_cubin(source, name, arch, defines), name, arch)
             for name in names for arch in architectures or source.architectures]
 
-# %% ../nbs/00_cuda.ipynb #805f6626
+# %% ../nbs/00_cuda.ipynb #0ae85736
 _MAP_TYPES = {torch.uint8: 0, torch.int32: 3, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 8,
               torch.bfloat16: 9, torch.float8_e4m3fn: 0}     # CUtensorMapDataType; e4m3 travels as bytes
 _SWIZZLES = {"none": 0, "32B": 1, "64B": 2, "128B": 3}       # CUtensorMapSwizzle
 
-class TensorMap:
-    """A tensor and the box the tensor memory accelerator (TMA) copies from or to it.
+@functools.cache
+def _driver(name: str, *argument_types):
+    "A function of the CUDA driver, called through ctypes. It returns a CUresult."
+    function = getattr(ctypes.CDLL("libcuda.so.1"), name)
+    function.argtypes, function.restype = argument_types, ctypes.c_int
+    return function
 
-    `tensor`: 1 to 5 dimensions, the last one contiguous, the other strides multiples of 16 bytes.
-    `box`: elements copied per dimension, in the tensor's order, each 1 to 256.
-    `swizzle`: "none", "32B", "64B" or "128B"; the box's last extent must fit in that many bytes.
-    Elements outside the tensor read as zero and are not written. Raises `ValueError`.
-    Source: CUDA driver API, Tensor Map Object Management."""
-    __slots__ = ("tensor", "key")
+class _Aligned:
+    "Bytes at an address that is a multiple of 64, as the driver wants of a tensor map."
 
-    def __init__(self, tensor: torch.Tensor, box: tuple[int, ...], swizzle: str = "none"):
-        self.tensor = tensor
-        self.key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tuple(box), swizzle)
-        _check_tensor_map(*self.key)
+    def __init__(self, size: int):
+        storage = ctypes.create_string_buffer(size + 63)
+        self.offset = -ctypes.addressof(storage) % 64
+        self.storage, self.address = storage, ctypes.addressof(storage) + self.offset
 
-    @property
-    def box(self) -> tuple[int, ...]: return self.key[4]
+# %% ../nbs/00_cuda.ipynb #8329fd49
+@dataclass(eq=False, slots=True)
+class MapLayout:
+    """Everything of a tensor map but the address: what `TensorMap` says of the tensor, and of box and swizzle.
 
-    @property
-    def swizzle(self) -> str: return self.key[5]
+    A layout is worth keeping where tensors of the same layout come again and again: `layout.map(tensor)` then checks
+    nothing but the address. Made by `map_layout`, which checks it."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    box: tuple[int, ...]
+    swizzle: str
+    encoded: bytes | None = None        # with the address of whichever tensor came first
 
-    def __bytes__(self) -> bytes:
-        "The 128 bytes the driver makes of it. Needs a CUDA driver."
-        return _encode_tensor_map(*self.key)
+    def map(self, tensor: torch.Tensor) -> "TensorMap":
+        "The map of a tensor of this layout; that it has this layout is the caller's business. Raises `ValueError`."
+        made = object.__new__(TensorMap)
+        made.tensor, made.layout, made.address = tensor, self, tensor.data_ptr()
+        if made.address % 16: raise ValueError(f"TensorMap of a tensor at {made.address:#x}: the address must be a multiple of 16")
+        return made
 
 @functools.lru_cache(maxsize=4096)
-def _check_tensor_map(address, shape, strides, dtype, box, swizzle):
+def map_layout(shape, strides, dtype: torch.dtype, box: tuple[int, ...], swizzle: str = "none") -> MapLayout:
+    "A checked layout. Raises `ValueError`."
     size = dtype.itemsize
     def need(condition, text):
         if not condition: raise ValueError(f"TensorMap of a {dtype} tensor {tuple(shape)}, box {box}: {text}")
@@ -407,27 +420,54 @@ def _check_tensor_map(address, shape, strides, dtype, box, swizzle):
     need(all(shape), "the tensor must not be empty")
     need(strides[-1] == 1 or shape[-1] == 1, "the last dimension must be contiguous")
     need(all(s * size % 16 == 0 for s in strides[:-1]), "strides must be multiples of 16 bytes")
-    need(address % 16 == 0, "the address must be a multiple of 16")
     need(all(1 <= b <= 256 for b in box), "box extents must be 1 to 256")
     need(box[-1] * size % 16 == 0, "the box's last extent must be a multiple of 16 bytes")
     need(swizzle in _SWIZZLES, f"swizzle must be one of {', '.join(_SWIZZLES)}")
     need(swizzle == "none" or box[-1] * size <= int(swizzle[:-1]), "the box is wider than the swizzle")
+    return MapLayout(tuple(shape), tuple(strides), dtype, box, swizzle)
 
-# %% ../nbs/00_cuda.ipynb #b9f11fdf
-@functools.lru_cache(maxsize=4096)
-def _encode_tensor_map(address, shape, strides, dtype, box, swizzle) -> bytes:
-    rank, size = len(shape), dtype.itemsize
-    storage = ctypes.create_string_buffer(128 + 64)
-    aligned = (ctypes.addressof(storage) + 63) & ~63      # the driver wants 64-byte alignment
+# %% ../nbs/00_cuda.ipynb #77d79544
+class TensorMap:
+    """A tensor and the box the tensor memory accelerator (TMA) copies from or to it.
+
+    `tensor`: 1 to 5 dimensions, the last one contiguous, the other strides multiples of 16 bytes.
+    `box`: elements copied per dimension, in the tensor's order, each 1 to 256.
+    `swizzle`: "none", "32B", "64B" or "128B"; the box's last extent must fit in that many bytes.
+    Elements outside the tensor read as zero and are not written. Raises `ValueError`.
+    Source: CUDA driver API, Tensor Map Object Management."""
+    __slots__ = ("tensor", "layout", "address")
+
+    def __new__(cls, tensor: torch.Tensor, box: tuple[int, ...], swizzle: str = "none"):
+        return map_layout(tensor.shape, tensor.stride(), tensor.dtype, tuple(box), swizzle).map(tensor)
+
+    @property
+    def box(self) -> tuple[int, ...]: return self.layout.box
+
+    @property
+    def swizzle(self) -> str: return self.layout.swizzle
+
+    def __bytes__(self) -> bytes:
+        "The 128 bytes the driver makes of it. Needs a CUDA driver."
+        return encode_tensor_map(self.address, self.layout)
+
+# %% ../nbs/00_cuda.ipynb #3c9b2a09
+def encode_tensor_map(address: int, layout: MapLayout) -> bytes:
+    "The 128 bytes of a tensor map."
+    rank, size, encoded = len(layout.shape), layout.dtype.itemsize, _Aligned(128)
     def array(kind, values): return (kind * rank)(*values)
     status = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled(
-        ctypes.c_void_p(aligned), _MAP_TYPES[dtype], rank, ctypes.c_void_p(address),
-        array(ctypes.c_uint64, reversed(shape)), array(ctypes.c_uint64, [s * size for s in reversed(strides[:-1])]),
-        array(ctypes.c_uint32, reversed(box)), array(ctypes.c_uint32, [1] * rank),
-        0, _SWIZZLES[swizzle], 2, 0)      # no interleave; L2 promotion to 128 bytes; zeros outside the tensor
+        ctypes.c_void_p(encoded.address), _MAP_TYPES[layout.dtype], rank, ctypes.c_void_p(address),
+        array(ctypes.c_uint64, reversed(layout.shape)), array(ctypes.c_uint64, [s * size for s in reversed(layout.strides[:-1])]),
+        array(ctypes.c_uint32, reversed(layout.box)), array(ctypes.c_uint32, [1] * rank),
+        0, _SWIZZLES[layout.swizzle], 2, 0)      # no interleave; L2 promotion to 128 bytes; zeros outside the tensor
     if status != 0:
         raise RuntimeError(f"cuTensorMapEncodeTiled failed with CUresult {status}")
-    return ctypes.string_at(aligned, 128)
+    return ctypes.string_at(encoded.address, 128)
+
+def _encode(map: TensorMap) -> bytes:
+    "Encode a map and keep it as its layout's pattern."
+    map.layout.encoded = bytes(map)
+    return map.layout.encoded
 
 # %% ../nbs/00_cuda.ipynb #1e7fee33
 DTYPES = {
@@ -486,7 +526,7 @@ def bind(signature: tuple[str, ...], args, kernel: str = "kernel") -> torch.devi
             device = tensor.device
     return device
 
-# %% ../nbs/00_cuda.ipynb #ea21e077
+# %% ../nbs/00_cuda.ipynb #6d83508e
 def _layout(parameters) -> tuple[str, list[int]]:
     "A struct format with every parameter naturally aligned, and the offset of each."
     text, offset, offsets = "=", 0, []
@@ -498,18 +538,30 @@ def _layout(parameters) -> tuple[str, list[int]]:
         offset = offsets[-1] + size
     return text.replace("P", "Q"), offsets
 
-class _ArgumentBuffer(threading.local):
-    "The packed arguments of one kernel and the array of pointers to them, one pair per thread."
+class _Attribute(ctypes.Structure):
+    "CUlaunchAttribute."
+    _fields_ = [("id", ctypes.c_int), ("_pad", ctypes.c_int), ("value", ctypes.c_int), ("_rest", ctypes.c_int * 15)]
+
+class _Config(ctypes.Structure):
+    "CUlaunchConfig."
+    _fields_ = [("shape", ctypes.c_uint * 7), ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)),
+                ("num_attributes", ctypes.c_uint)]
+
+_DEPENDENT = _Attribute(6, 0, 1)     # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+# %% ../nbs/00_cuda.ipynb #7c9e50f2
+class _ThreadState(threading.local):
+    "What one thread keeps of one kernel: the packed arguments, the array of pointers to them, and descriptions of launches."
 
     def __init__(self, size: int, offsets: list[int], device: int):
         import cupy
         cupy.cuda.runtime.setDevice(device)     # binds the device's context to a thread that has none yet
-        self.values = ctypes.create_string_buffer(max(size, 1))
-        start = ctypes.addressof(self.values)
+        self.values, self.configs = _Aligned(max(size, 1)), {}
+        start = self.values.address
         self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(start + o for o in offsets))
-        self.address = ctypes.addressof(self.pointers)
+        self.pointers_address = ctypes.addressof(self.pointers)
 
-# %% ../nbs/00_cuda.ipynb #22a64630
+# %% ../nbs/00_cuda.ipynb #ad1dc93a
 class _Launcher:
     "A kernel instance loaded on one device."
 
@@ -522,14 +574,15 @@ class _Launcher:
         self.parameters = [parameter(t) for t in compiled.signature]
         text, offsets = _layout(self.parameters)
         self.pack = struct.Struct(text).pack_into
-        self.buffer = _ArgumentBuffer(struct.calcsize(text), offsets, device)
+        self.thread = _ThreadState(struct.calcsize(text), offsets, device)
         self.pointers = [(i, p.dtype) for i, p in enumerate(self.parameters) if p.format == "P"]
-        self.maps = [i for i, p in enumerate(self.parameters) if p.format == "128s"]
-        self.shapes = {}                    # launch shapes that passed the checks, flattened for the driver
-        self.driver_launch, self.driver_attribute = driver.launchKernel, driver.funcSetAttribute
+        self.maps = [(i, offsets[i]) for i, p in enumerate(self.parameters) if p.format == "128s"]
+        self.driver_launch = _driver("cuLaunchKernelEx", *[ctypes.c_void_p] * 4)
+        self.replace_address = _driver("cuTensorMapReplaceAddress", ctypes.c_void_p, ctypes.c_void_p) if self.maps else None
+        self.driver_attribute = driver.funcSetAttribute
         self.shared_allowed = 48 * KB       # more must be asked for, once
 
-# %% ../nbs/00_cuda.ipynb #838fa7fb
+# %% ../nbs/00_cuda.ipynb #7f985118
 def _values(launcher: _Launcher, args) -> list | None:
     "The packable values of the arguments, or `None` if a tensor is not what the kernel expects."
     if len(args) != len(launcher.parameters):
@@ -543,11 +596,11 @@ def _values(launcher: _Launcher, args) -> list | None:
             values[i] = value.data_ptr()
         else:
             return None
-    for i in launcher.maps:
+    for i, _ in launcher.maps:
         value = values[i]
         if not isinstance(value, TensorMap) or value.tensor.get_device() != device:
             return None
-        values[i] = bytes(value)
+        values[i] = value.layout.encoded or _encode(value)
     return values
 
 # %% ../nbs/00_cuda.ipynb #72ba7787
@@ -569,28 +622,38 @@ def _check_shape(kernel: str, grid, block, smem: int, architecture: Architecture
                          f"{architecture.name} allows {architecture.shared_per_block} a block")
     return (*grid, *block, smem)
 
-# %% ../nbs/00_cuda.ipynb #f700a883
-def _admit(launcher: _Launcher, grid, block, smem: int) -> tuple[int, ...]:
-    "Check a launch shape once and remember it; asks the driver for dynamic shared memory above 48 KB."
+# %% ../nbs/00_cuda.ipynb #f1220cf7
+def _admit(launcher: _Launcher, grid, block, smem: int, dependent: bool) -> _Config:
+    "Check the shape of a launch once, describe it, and remember that; asks the driver for shared memory above 48 KB."
     shape = _check_shape(launcher.name, grid, block, smem, launcher.architecture)
     if smem > launcher.shared_allowed:
         launcher.driver_attribute(launcher.function, 8, smem)   # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         launcher.shared_allowed = smem
-    if len(launcher.shapes) >= 4096: launcher.shapes.clear()
-    launcher.shapes[grid, block, smem] = shape
-    return shape
+    overlaps = dependent and launcher.architecture.capability >= (9, 0)
+    config = _Config(shape, None, ctypes.pointer(_DEPENDENT) if overlaps else None, int(overlaps))
+    config.address = ctypes.addressof(config)
+    configs = launcher.thread.configs
+    if len(configs) >= 4096: configs.clear()
+    configs[grid, block, smem, dependent] = config
+    return config
 
-def _launch(launcher: _Launcher, grid, block, args, smem: int):
+def _launch(launcher: _Launcher, grid, block, args, smem: int, dependent: bool):
     "Check, pack, and hand the launch to the driver on torch's current stream."
-    shape = launcher.shapes.get((grid, block, smem)) or _admit(launcher, grid, block, smem)
-    values, buffer = _values(launcher, args), launcher.buffer
+    thread = launcher.thread
+    config = thread.configs.get((grid, block, smem, dependent)) or _admit(launcher, grid, block, smem, dependent)
+    values, buffer = _values(launcher, args), thread.values
     try:
-        launcher.pack(buffer.values, 0, *values)
+        launcher.pack(buffer.storage, buffer.offset, *values)
     except (TypeError, struct.error) as error:
         bind(launcher.signature, args, launcher.name)      # raises the error that says which argument and why
         raise ValueError(f"{launcher.name}: every tensor must be on cuda:{launcher.device}" if values is None
                          else f"{launcher.name}: {error}") from None
-    launcher.driver_launch(launcher.function, *shape, torch._C._cuda_getCurrentRawStream(launcher.device), buffer.address, 0)
+    for i, offset in launcher.maps: launcher.replace_address(buffer.address + offset, args[i].address)
+    config.stream = torch._C._cuda_getCurrentRawStream(launcher.device)
+    status = launcher.driver_launch(config.address, launcher.function, thread.pointers_address, None)
+    if status:
+        from cupy.cuda import driver
+        driver.check_status(status)     # raises CUDADriverError
 
 # %% ../nbs/00_cuda.ipynb #45023f4a
 def _device_of(args) -> int:
@@ -600,7 +663,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #fd4e063c
+# %% ../nbs/00_cuda.ipynb #684864ca
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -626,12 +689,13 @@ class Kernel:
             return compile_cubin(self.source, self.name, arch, self.defines).signature
         return self._built(()).signature
 
-    def launch(self, grid, block, args, smem: int = 0, *, backend: str | None = None, **options):
+    def launch(self, grid, block, args, smem: int = 0, *, dependent: bool = False, backend: str | None = None, **options):
         """Launch on the tensors' backend: the GPU for CUDA tensors, the emulator for CPU tensors.
 
         `grid`, `block`: an int or a tuple of up to three; `args`: torch tensors (or `None`), ints, floats and `TensorMap`s,
-        in the kernel's order; `smem`: bytes of dynamic shared memory. `options` go to the emulator (notebook 06),
-        which returns its report; on a GPU the launch is asynchronous, on torch's current stream.
+        in the kernel's order; `smem`: bytes of dynamic shared memory. On a GPU the launch is asynchronous, on torch's
+        current stream; a `dependent` one may begin before the kernel ahead of it has ended and must wait for it itself.
+        `options` go to the emulator (notebook 06), which returns its report.
         Raises `TypeError` or `ValueError` before anything runs, `CompileError`, `NotImplementedError` for a chip
         the file is not written for."""
         if self._seen != _generation: self._refresh()
@@ -647,9 +711,9 @@ class Kernel:
         if options: raise TypeError(f"{self.name}: {', '.join(options)} are options of the emulator")
         launcher = self._launchers.get(device) or self._load(device)
         if torch._C._cuda_getDevice() == device:
-            return _launch(launcher, grid, block, args, smem)
+            return _launch(launcher, grid, block, args, smem, dependent)
         with torch.cuda.device(device):
-            return _launch(launcher, grid, block, args, smem)
+            return _launch(launcher, grid, block, args, smem, dependent)
 
 # %% ../nbs/00_cuda.ipynb #f54ae087
 def _load(self: Kernel, device: int) -> _Launcher:
