@@ -59,6 +59,16 @@ static unsigned lanes_where(const Collective& call, uint64_t value) {
     return lanes;
 }
 
+static unsigned reduced(const Collective& call, Vote kind) {
+    unsigned result = kind == Vote::min ? ~0u : 0;
+    for (uint32_t rest = call.mask[0]; rest; rest &= rest - 1) {
+        unsigned value = unsigned(call.of<VoteArguments>(unsigned(__builtin_ctz(rest)))->value);
+        if (kind == Vote::add) result += value;
+        else if (kind == Vote::max ? value > result : value < result) result = value;
+    }
+    return result;
+}
+
 static void count_votes(Collective& call) {
     unsigned all = call.mask[0], yes = lanes_where(call, 1);
     for (uint32_t rest = all; rest; rest &= rest - 1) {
@@ -69,12 +79,14 @@ static void count_votes(Collective& call) {
             case Vote::any: a.result = yes != 0; break;
             case Vote::match_any: a.result = lanes_where(call, a.value); break;
             case Vote::match_all: a.result = lanes_where(call, a.value) == all ? all : 0; break;
+            case Vote::max: case Vote::min: case Vote::add: a.result = reduced(call, a.kind); break;
         }
     }
 }
 
 unsigned vote(unsigned mask, uint64_t value, Vote kind) {
-    static const char* const names[] = {"__ballot_sync", "__all_sync", "__any_sync", "__match_any_sync", "__match_all_sync"};
+    static const char* const names[] = {"__ballot_sync", "__all_sync", "__any_sync", "__match_any_sync", "__match_all_sync",
+                                        "__reduce_max_sync", "__reduce_min_sync", "__reduce_add_sync"};
     VoteArguments arguments{value, 0, kind};
     warp_collective(names[int(kind)], mask, count_votes, &arguments, EMU_SITE);
     return arguments.result;

@@ -53,6 +53,18 @@ template <class T> EMU_DEVICE unsigned __match_all_sync(unsigned mask, T value, 
     return lanes;
 }
 
+// Reductions of 32-bit integers over the warp, sm_80 and later. Flipping the sign bit makes signed order unsigned.
+EMU_DEVICE unsigned __reduce_max_sync(unsigned mask, unsigned value) { return emu::vote(mask, value, emu::Vote::max); }
+EMU_DEVICE unsigned __reduce_min_sync(unsigned mask, unsigned value) { return emu::vote(mask, value, emu::Vote::min); }
+EMU_DEVICE unsigned __reduce_add_sync(unsigned mask, unsigned value) { return emu::vote(mask, value, emu::Vote::add); }
+EMU_DEVICE int __reduce_max_sync(unsigned mask, int value) {
+    return int(__reduce_max_sync(mask, unsigned(value) ^ 0x80000000u) ^ 0x80000000u);
+}
+EMU_DEVICE int __reduce_min_sync(unsigned mask, int value) {
+    return int(__reduce_min_sync(mask, unsigned(value) ^ 0x80000000u) ^ 0x80000000u);
+}
+EMU_DEVICE int __reduce_add_sync(unsigned mask, int value) { return int(__reduce_add_sync(mask, unsigned(value))); }
+
 // CUDA overloads atomics by type; an int literal may meet an unsigned pointer, so the operand converts to the pointee.
 template <class T> struct emu_same { typedef T type; };
 #define EMU_ATOMIC(name, operation)                                                                     \
