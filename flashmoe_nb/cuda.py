@@ -7,8 +7,8 @@ __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
            'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'MapLayout', 'map_layout',
-           'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel', 'compile', 'available_backend',
-           'device', 'architecture', 'emulation']
+           'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel', 'Prepared', 'prepare',
+           'compile', 'available_backend', 'device', 'architecture', 'emulation']
 
 # %% ../nbs/00_cuda.ipynb #a92df0dd
 import contextlib
@@ -368,7 +368,7 @@ def resources(path: str, names, architectures=None, defines: dict | None = None)
     return [resources_of(compile_cubin(source, name, arch, defines), name, arch)
             for name in names for arch in architectures or source.architectures]
 
-# %% ../nbs/00_cuda.ipynb #0ae85736
+# %% ../nbs/00_cuda.ipynb #97fa83e6
 _MAP_TYPES = {torch.uint8: 0, torch.int32: 3, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 8,
               torch.bfloat16: 9, torch.float8_e4m3fn: 0}     # CUtensorMapDataType; e4m3 travels as bytes
 _SWIZZLES = {"none": 0, "32B": 1, "64B": 2, "128B": 3}       # CUtensorMapSwizzle
@@ -379,6 +379,12 @@ def _driver(name: str, *argument_types):
     function = getattr(ctypes.CDLL("libcuda.so.1"), name)
     function.argtypes, function.restype = argument_types, ctypes.c_int
     return function
+
+def _check_status(status: int):
+    "Raise CuPy's `CUDADriverError` for a CUresult that is not success."
+    if status:
+        from cupy.cuda import driver
+        driver.check_status(status)
 
 class _Aligned:
     "Bytes at an address that is a multiple of 64, as the driver wants of a tensor map."
@@ -450,7 +456,7 @@ class TensorMap:
         "The 128 bytes the driver makes of it. Needs a CUDA driver."
         return encode_tensor_map(self.address, self.layout)
 
-# %% ../nbs/00_cuda.ipynb #3c9b2a09
+# %% ../nbs/00_cuda.ipynb #e07dd5e6
 def encode_tensor_map(address: int, layout: MapLayout) -> bytes:
     "The 128 bytes of a tensor map."
     rank, size, encoded = len(layout.shape), layout.dtype.itemsize, _Aligned(128)
@@ -460,8 +466,7 @@ def encode_tensor_map(address: int, layout: MapLayout) -> bytes:
         array(ctypes.c_uint64, reversed(layout.shape)), array(ctypes.c_uint64, [s * size for s in reversed(layout.strides[:-1])]),
         array(ctypes.c_uint32, reversed(layout.box)), array(ctypes.c_uint32, [1] * rank),
         0, _SWIZZLES[layout.swizzle], 2, 0)      # no interleave; L2 promotion to 128 bytes; zeros outside the tensor
-    if status != 0:
-        raise RuntimeError(f"cuTensorMapEncodeTiled failed with CUresult {status}")
+    _check_status(status)
     return ctypes.string_at(encoded.address, 128)
 
 def _encode(map: TensorMap) -> bytes:
@@ -549,19 +554,24 @@ class _Config(ctypes.Structure):
 
 _DEPENDENT = _Attribute(6, 0, 1)     # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
-# %% ../nbs/00_cuda.ipynb #7c9e50f2
-class _ThreadState(threading.local):
+# %% ../nbs/00_cuda.ipynb #430e8cc0
+class _Call:
     "What one thread keeps of one kernel: the packed arguments, the array of pointers to them, and descriptions of launches."
 
     def __init__(self, size: int, offsets: list[int], device: int):
         import cupy
         cupy.cuda.runtime.setDevice(device)     # binds the device's context to a thread that has none yet
-        self.values, self.configs = _Aligned(max(size, 1)), {}
-        start = self.values.address
-        self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(start + o for o in offsets))
+        self.buffer, self.configs = _Aligned(max(size, 1)), {}
+        self.address = self.buffer.address
+        self.words = (ctypes.c_uint64 * (size // 8)).from_address(self.address)
+        self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(self.address + o for o in offsets))
         self.pointers_address = ctypes.addressof(self.pointers)
 
-# %% ../nbs/00_cuda.ipynb #ad1dc93a
+class _PerThread(threading.local):
+    "A `value` for each thread, made when the thread first asks for it."
+    def __init__(self, make): self.value = make()
+
+# %% ../nbs/00_cuda.ipynb #0fcb56c1
 class _Launcher:
     "A kernel instance loaded on one device."
 
@@ -574,7 +584,8 @@ class _Launcher:
         self.parameters = [parameter(t) for t in compiled.signature]
         text, offsets = _layout(self.parameters)
         self.pack = struct.Struct(text).pack_into
-        self.thread = _ThreadState(struct.calcsize(text), offsets, device)
+        self.offsets, self.new_call = offsets, functools.partial(_Call, struct.calcsize(text), offsets, device)
+        self.calls = _PerThread(self.new_call)
         self.pointers = [(i, p.dtype) for i, p in enumerate(self.parameters) if p.format == "P"]
         self.maps = [(i, offsets[i]) for i, p in enumerate(self.parameters) if p.format == "128s"]
         self.driver_launch = _driver("cuLaunchKernelEx", *[ctypes.c_void_p] * 4)
@@ -622,8 +633,8 @@ def _check_shape(kernel: str, grid, block, smem: int, architecture: Architecture
                          f"{architecture.name} allows {architecture.shared_per_block} a block")
     return (*grid, *block, smem)
 
-# %% ../nbs/00_cuda.ipynb #f1220cf7
-def _admit(launcher: _Launcher, grid, block, smem: int, dependent: bool) -> _Config:
+# %% ../nbs/00_cuda.ipynb #16ee092b
+def _admit(launcher: _Launcher, call: _Call, grid, block, smem: int, dependent: bool) -> _Config:
     "Check the shape of a launch once, describe it, and remember that; asks the driver for shared memory above 48 KB."
     shape = _check_shape(launcher.name, grid, block, smem, launcher.architecture)
     if smem > launcher.shared_allowed:
@@ -632,28 +643,24 @@ def _admit(launcher: _Launcher, grid, block, smem: int, dependent: bool) -> _Con
     overlaps = dependent and launcher.architecture.capability >= (9, 0)
     config = _Config(shape, None, ctypes.pointer(_DEPENDENT) if overlaps else None, int(overlaps))
     config.address = ctypes.addressof(config)
-    configs = launcher.thread.configs
-    if len(configs) >= 4096: configs.clear()
-    configs[grid, block, smem, dependent] = config
+    if len(call.configs) >= 4096: call.configs.clear()
+    call.configs[grid, block, smem, dependent] = config
     return config
 
 def _launch(launcher: _Launcher, grid, block, args, smem: int, dependent: bool):
     "Check, pack, and hand the launch to the driver on torch's current stream."
-    thread = launcher.thread
-    config = thread.configs.get((grid, block, smem, dependent)) or _admit(launcher, grid, block, smem, dependent)
-    values, buffer = _values(launcher, args), thread.values
+    call = launcher.calls.value
+    config = call.configs.get((grid, block, smem, dependent)) or _admit(launcher, call, grid, block, smem, dependent)
+    values = _values(launcher, args)
     try:
-        launcher.pack(buffer.storage, buffer.offset, *values)
+        launcher.pack(call.buffer.storage, call.buffer.offset, *values)
     except (TypeError, struct.error) as error:
         bind(launcher.signature, args, launcher.name)      # raises the error that says which argument and why
         raise ValueError(f"{launcher.name}: every tensor must be on cuda:{launcher.device}" if values is None
                          else f"{launcher.name}: {error}") from None
-    for i, offset in launcher.maps: launcher.replace_address(buffer.address + offset, args[i].address)
+    for i, offset in launcher.maps: launcher.replace_address(call.address + offset, args[i].address)
     config.stream = torch._C._cuda_getCurrentRawStream(launcher.device)
-    status = launcher.driver_launch(config.address, launcher.function, thread.pointers_address, None)
-    if status:
-        from cupy.cuda import driver
-        driver.check_status(status)     # raises CUDADriverError
+    _check_status(launcher.driver_launch(config.address, launcher.function, call.pointers_address, None))
 
 # %% ../nbs/00_cuda.ipynb #45023f4a
 def _device_of(args) -> int:
@@ -735,6 +742,67 @@ def _built(self: Kernel, check: tuple[str, ...]):
     return self._emulated[check]
 
 Kernel._load, Kernel._built = _load, _built
+
+# %% ../nbs/00_cuda.ipynb #bb64d352
+class Prepared:
+    """A launch of fixed shape, numbers and layouts, made by `Kernel.prepare`, for tensors that change.
+
+    It is called with a tensor (or `None`) for every tensor, `None` and `TensorMap` among the arguments it was prepared
+    with, in their order. Each must have dtype, layout and device of the one it stands for: that is not checked again."""
+
+    def __init__(self, kernel: Kernel, shape, args):
+        self.kernel, self.shape, self.device, self.seen = kernel, shape, _device_of(args), -1
+        self.slots = [i for i, a in enumerate(args) if a is None or isinstance(a, torch.Tensor | TensorMap)]
+        self.layouts = {i: a.layout for i, a in enumerate(args) if isinstance(a, TensorMap)}
+        self.args = [0 if i in self.slots else a for i, a in enumerate(args)]     # no tensor is kept alive
+        if self.device >= 0:
+            with torch.cuda.device(self.device): self._load(args)
+
+    def _load(self, args=None):
+        "Build the kernel, or build it anew after its cells changed; pack everything but addresses, once in each thread."
+        kernel = self.kernel
+        if kernel._seen != _generation: kernel._refresh()
+        launcher = kernel._launchers.get(self.device) or kernel._load(self.device)
+        if args is not None: bind(launcher.signature, args, kernel.name)
+        for i, layout in self.layouts.items(): self.args[i] = layout.encoded or _encode(args[i])
+        self.pointers = [(j, launcher.offsets[i] // 8) for j, i in enumerate(self.slots) if i not in self.layouts]
+        self.maps = [(j, launcher.offsets[i]) for j, i in enumerate(self.slots) if i in self.layouts]
+        self.launcher, self.calls, self.seen = launcher, _PerThread(self._pack), _generation
+
+    def _pack(self) -> _Call:
+        call = self.launcher.new_call()
+        self.launcher.pack(call.buffer.storage, call.buffer.offset, *self.args)
+        call.config = _admit(self.launcher, call, *self.shape)
+        return call
+
+    def _emulate(self, tensors):
+        args = list(self.args)
+        for i, tensor in zip(self.slots, tensors, strict=True):
+            args[i] = self.layouts[i].map(tensor) if i in self.layouts else tensor
+        grid, block, smem, dependent = self.shape
+        return self.kernel.launch(grid, block, args, smem, dependent=dependent)
+
+# %% ../nbs/00_cuda.ipynb #6a656a27
+def _call(self: Prepared, *tensors):
+    "Launch on these tensors; on the emulator, returns its report."
+    if self.device < 0: return self._emulate(tensors)
+    if torch._C._cuda_getDevice() != self.device:
+        with torch.cuda.device(self.device): return self(*tensors)
+    if self.seen != _generation: self._load()
+    launcher, call, status = self.launcher, self.calls.value, 0
+    for j, word in self.pointers:
+        tensor = tensors[j]
+        call.words[word] = 0 if tensor is None else tensor.data_ptr()
+    for j, offset in self.maps:
+        status |= launcher.replace_address(call.address + offset, tensors[j].data_ptr())
+    call.config.stream = torch._C._cuda_getCurrentRawStream(self.device)
+    _check_status(status or launcher.driver_launch(call.config.address, launcher.function, call.pointers_address, None))
+
+def prepare(self: Kernel, grid, block, args, smem: int = 0, *, dependent: bool = False) -> Prepared:
+    "Check a launch as `launch` does, without launching, and return what launches it again and again on other tensors."
+    return Prepared(self, (grid, block, smem, dependent), args)
+
+Prepared.__call__, Kernel.prepare = _call, prepare
 
 # %% ../nbs/00_cuda.ipynb #077b5f92
 _compiled: dict[tuple, Kernel] = {}
