@@ -1,8 +1,11 @@
 """Every wrapper on a Hopper GPU: what the oracle says, and bit for bit what the emulator gives. `make gpu-test`."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from ptx.cases import CASES, FOLDER, digest, kernel
+from ptx.cases import CASES, FOLDER, REFUSED, digest, kernel
 
 from flashmoe_nb import cuda, emulator, workbook
 
@@ -21,6 +24,14 @@ def test_gpu_oracle_and_emulator_agree(name):
     for got, want in on_gpu:
         assert got.shape == want.shape and torch.equal(got, want.to(got.dtype))
     assert digest(on_gpu) == digest(CASES[name]("cpu"))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_store_before_the_tensor_is_an_illegal_instruction(name):
+    "What the emulator refuses, the chip refuses. In a process of its own, because it ends that process's context."
+    call = f"from ptx.cases import refused; refused('cuda', {name!r})"
+    done = subprocess.run([sys.executable, "-c", call], cwd=FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode and "illegal instruction" in done.stderr, done.stderr
 
 
 def test_special_functions_are_close():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from ptx.cases import FOLDER, kernel
+from ptx.cases import FOLDER, REFUSED, kernel, refused
 
 from flashmoe_nb import cuda, emulator
 
@@ -112,6 +112,14 @@ def test_a_tile_by_ordinary_stores_needs_the_proxy_fence():
         [x, out, 0],
         8192,
     )
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, 0) for name in REFUSED] + [("2d-32B", 2), ("2d-64B", 2)])
+def test_a_store_before_the_tensor(name, kind):
+    "tests/test_ptx_gpu.py shows that an H200 refuses the same stores; a load may start there."
+    with pytest.raises(AsyncMisuse, match="must not start before the tensor") as caught:
+        refused("cpu", name, kind)
+    assert "hopper.cu, line" in str(caught.value)
 
 
 ROWS = {

@@ -1,5 +1,6 @@
 // Counted barriers: __syncthreads, its reductions, bar.sync and bar.arrive.
 #include "grid.h"
+#include "ptx/instructions.h"
 
 namespace emu {
 
@@ -66,6 +67,10 @@ int syncthreads_reduce(int predicate, Reduce reduce) {
 }
 
 void bar_sync(int id, int threads) { synchronise(id, unsigned(threads), false, false, Reduce::count, EMU_SITE); }
+
+bool ptx::bar_red_or(int id, int threads, bool predicate) {
+    return synchronise(id, unsigned(threads), false, predicate, Reduce::any, EMU_SITE) != 0;
+}
 
 void bar_arrive(int id, int threads) {
     Barrier& barrier = arrive(id, unsigned(threads), false, EMU_SITE);

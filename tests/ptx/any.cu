@@ -22,6 +22,15 @@ __global__ void named_barrier_kernel(const int* in, int* sums) {
     }
 }
 
+// Two warps vote at one barrier, two at another, `rounds` times; each pair learns whether any of its threads said yes.
+__global__ void vote_kernel(const int* says, int* heard, int rounds) {
+    const int pair = threadIdx.x / 64;
+    for (int round = 0; round < rounds; ++round) {
+        const int i = round * 128 + threadIdx.x;
+        heard[i] = ptx::bar_red_or(1 + pair, 64, says[i] != 0);
+    }
+}
+
 // A permutation of rows of 16 bytes through the 16-byte accesses.
 __global__ void memory_kernel(const int* in, int* out, int rows) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;

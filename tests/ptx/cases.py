@@ -74,6 +74,16 @@ def named_barriers(device):
 
 
 @case()
+def votes_at_a_barrier(device):
+    says = torch.zeros(6, 2, 64, dtype=torch.int32)
+    says[1, 0, 5] = says[2, 1, 63] = says[3, 0, 40] = says[3, 1, 0] = 4
+    says[4, 1] = 1
+    heard = blank(6, 2, 64, device=device)
+    kernel("any.cu", "vote_kernel").launch(1, 128, [says.to(device), heard, 6])
+    return [(heard.cpu(), (says != 0).any(2, keepdim=True).int().expand(6, 2, 64))]
+
+
+@case()
 def wide_accesses(device):
     x, out = numbers(100, 4), blank(100, 4, device=device)
     kernel("any.cu", "memory_kernel").launch(2, 64, [x.to(device), out, 100])
@@ -310,8 +320,18 @@ def inside(shape, box, at):
     return tuple(slice(max(0, p), max(0, min(n, p + b))) for p, b, n in zip(reversed(at), box, shape, strict=True))
 
 
+# A store must not start before the tensor, where a load may: an H200 ends in an illegal instruction.
+STORES = {name: (*t[:2], tuple(abs(c) for c in t[2]), *t[3:]) for name, t in TILES.items()}
+REFUSED = {  # the same, with a negative coordinate; tests/test_ptx_misuse.py and tests/test_ptx_gpu.py
+    "1d": (*TILES["1d"][:2], (-16,), *TILES["1d"][3:]),
+    "2d-32B": TILES["2d-32B"],
+    "2d-64B": TILES["2d-64B"],
+    "3d": (*TILES["3d"][:2], (16, 33, -1), *TILES["3d"][3:]),
+}
+
+
 def tma_out(device, tile, kind, before, tile_values, want):
-    shape, box, at, swizzle, dtype = TILES[tile]
+    shape, box, at, swizzle, dtype = tile
     image = tile_image(tile_values, box, at, SPANS[swizzle])
     out = before.to(device)
     args = [cuda.TensorMap(out, box, swizzle), image.to(device), len(image), len(box), *at, *[0] * (5 - len(at)), kind]
@@ -321,20 +341,26 @@ def tma_out(device, tile, kind, before, tile_values, want):
 
 @case(tile=TILES)
 def tma_store(device, tile):
-    shape, box, at, _, dtype = TILES[tile]
+    shape, box, at, _, dtype = STORES[tile]
     before, values = torch.full(shape, 7).to(dtype), tensor(shape, dtype)
     want = before.clone()
     want[inside(shape, box, at)] = values[inside(shape, box, at)]
-    return tma_out(device, tile, 1 if tile == "2d-64B" else 0, before, values, want)
+    return tma_out(device, STORES[tile], 1 if tile == "2d-64B" else 0, before, values, want)
 
 
 @case(tile=("2d-none", "2d-32B", "2d-128B"))
 def tma_reduce_add(device, tile):
-    shape, box, at, _, dtype = TILES[tile]
+    shape, box, at, _, dtype = STORES[tile]
     before, values = small(*shape).to(dtype), (numbers(*shape) % 61).to(dtype)
     want = before.clone()
     want[inside(shape, box, at)] += values[inside(shape, box, at)]
-    return tma_out(device, tile, 2, before, values, want)
+    return tma_out(device, STORES[tile], 2, before, values, want)
+
+
+def refused(device, name, kind=0):
+    "A store (kind 0) or an add (kind 2) that starts before its tensor."
+    values = tensor(REFUSED[name][0], REFUSED[name][4])
+    return tma_out(device, REFUSED[name], kind, torch.zeros_like(values), values, None)
 
 
 @case(nbytes=(16, 4096))

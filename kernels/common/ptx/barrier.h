@@ -21,5 +21,21 @@ __device__ __forceinline__ void bar_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// bar_sync that also votes: true for every thread that waited if `predicate` was true for any of them.
+__device__ __forceinline__ bool bar_red_or(int id, int threads, bool predicate) {
+    uint32_t any;
+    asm volatile(
+        "{\n"
+        ".reg .pred mine, any;\n"
+        "setp.ne.u32 mine, %3, 0;\n"
+        "bar.red.or.pred any, %1, %2, mine;\n"
+        "selp.u32 %0, 1, 0, any;\n"
+        "}\n"
+        : "=r"(any)
+        : "r"(id), "r"(threads), "r"(uint32_t(predicate))
+        : "memory");
+    return any;
+}
+
 }  // namespace ptx
 #endif  // FLASHMOE_EMULATOR

@@ -4,7 +4,8 @@
 // TMA: one thread asks the copy engine for a whole tile, described by a tensor map the host made. sm_90.
 //
 // Coordinates name the tile's first element, innermost dimension first: {column, row, ...}; the first of them is a
-// multiple of 16 bytes. Elements outside the tensor read as zero and are not written. Loads complete on an mbarrier, in
+// multiple of 16 bytes. Elements outside the tensor read as zero and are not written. A load may start before the tensor,
+// at a negative coordinate; a store may not: the chip stops at an illegal instruction. Loads complete on an mbarrier, in
 // bytes; stores complete in groups, like cp.async.
 // The shared tile is 128-byte aligned; a swizzled one 256, 512 or 1024 for 32, 64 or 128 bytes, because the swizzle is
 // a function of the address.

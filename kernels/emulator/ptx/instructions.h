@@ -18,6 +18,9 @@ EMU_API int ld_acquire(const int* g_flag);
 EMU_API void st_release(int* g_flag, int value);
 EMU_API void red_release(int* g_counter, int value);
 
+// barrier (../barrier.cpp)
+EMU_API bool bar_red_or(int id, int threads, bool predicate);
+
 // cluster (cluster.cpp)
 EMU_API uint32_t cluster_rank();
 EMU_API uint32_t cluster_size();

@@ -100,6 +100,10 @@ static void read(const std::shared_ptr<Store>& store, Stores::OfThread& thread, 
 }
 
 static void start_store(const char* what, const Tile& tile, const void* source, bool add, Site site) {
+    for (unsigned d = 0; d < tile.rank; ++d)                  // as an H200 does, where a load at the same place is fine
+        if (tile.at[d] < 0)
+            fail("AsyncMisuse", site, "%s at coordinate %lld of dimension %u: a store must not start before the tensor", what,
+                 (long long)tile.at[d], d);
     auto store = std::make_shared<Store>();
     store->tile = tile;
     store->address = check_tile(what, source, tile, site);
