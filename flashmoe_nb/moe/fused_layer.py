@@ -50,12 +50,12 @@ def check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     _need(topk_weights.shape == topk_ids.shape,
           f"topk_weights has shape {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}: they must be equal")
 
-# %% ../../nbs/66_fused_layer.ipynb #0d9df54c
+# %% ../../nbs/66_fused_layer.ipynb #bb6d41c0
 def permute(tokens, pairs, top_k: int, out):
     "Rows of tokens `[num_tokens, hidden]` in slot order, into out `[num_tokens * top_k, hidden]`."
     slots, chunks = pairs.permuted_idx.numel(), tokens.shape[1] // 8
     arguments = (tokens, pairs.permuted_idx, pairs.expert_offsets[-1:], out, top_k, chunks)
-    cuda.compile(FILE, "permute_kernel").launch(slots, 256, arguments)
+    cuda.compile(FILE, "permute_kernel").launch(slots, 256, arguments, dependent=True)
     return out
 
 def combine(rows, pairs, topk_weights, out, splits: int = 1):
@@ -63,8 +63,8 @@ def combine(rows, pairs, topk_weights, out, splits: int = 1):
     (num_tokens, hidden), top_k = out.shape, topk_weights.shape[1]
     bound = next(n for n in TOP_K if n >= min(top_k, TOP_K[-1]))
     kernel = cuda.compile(FILE, f"combine_kernel<{ELEMENTS[out.dtype]}, {bound}>")
-    kernel.launch(-(-num_tokens * hidden // (8 * 256)), 256, (rows, pairs.inverse_idx, topk_weights, out, num_tokens, top_k, hidden,
-                                                              splits, num_tokens * top_k))
+    arguments = (rows, pairs.inverse_idx, topk_weights, out, num_tokens, top_k, hidden, splits, num_tokens * top_k)
+    kernel.launch(-(-num_tokens * hidden // (8 * 256)), 256, arguments, dependent=True)
     return out
 
 # %% ../../nbs/66_fused_layer.ipynb #987ea9d5

@@ -79,7 +79,7 @@ def instances() -> list[tuple[str, str]]:
             found += [_instance(dtype, tile, *kind, stream) for kind in kinds for stream in streams]
     return found
 
-# %% ../../nbs/64_grouped_gemm.ipynb #3e89ebaf
+# %% ../../nbs/64_grouped_gemm.ipynb #cd6a563a
 def _weight_map(weights: torch.Tensor, tile: Tile, gate_up: bool) -> cuda.TensorMap:
     num_experts, rows, k = weights.shape
     if not gate_up: return cuda.TensorMap(weights, (1, 128 * tile.consumers, 64), "128B")
@@ -109,5 +109,5 @@ def grouped_gemm(tokens, weights, pairs: Dispatch, out, *, tile: Tile, gate_up: 
     kernel.launch(_multiprocessors(tokens.device) * tile.blocks_an_sm, tile.threads,
                   (_weight_map(weights, tile, gate_up), token_map, tokens, pairs.permuted_idx, pairs.expert_offsets,
                    pairs.block_offsets, out, counter, num_experts, weight_blocks, features, k, top_k, splits, slots),
-                  tile.shared_bytes)
+                  tile.shared_bytes, dependent=True)
     return out
