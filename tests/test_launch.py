@@ -1,0 +1,182 @@
+"""The launch path: prepared and dependent launches, threads, streams, and what is refused. On the GPU where there is one."""
+
+import threading
+
+import pytest
+import torch
+
+from flashmoe_nb import cuda
+
+SOURCE = """
+template <class Element>
+__global__ void scale_kernel(const Element* x, Element* y, float a, int length) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < length) y[i] = Element((x ? a * float(x[i]) : 0.0f) + OFFSET);
+}
+"""
+TMA_SOURCE = """
+#include "common/ptx/barrier.h"
+#include "common/ptx/mbarrier.h"
+#include "common/ptx/tma.h"
+__global__ void box_kernel(const __grid_constant__ CUtensorMap map, float* y) {
+    __shared__ __align__(128) float s_box[4 * 8];
+    __shared__ uint64_t s_full;
+    if (threadIdx.x == 0) {
+        ptx::mbar_init(&s_full, 1);
+        ptx::mbar_fence_init();
+        ptx::mbar_arrive_expect_tx(&s_full, sizeof(s_box));
+        ptx::tma_load(s_box, &map, &s_full, {0, 0});
+    }
+    __syncthreads();
+    ptx::mbar_wait(&s_full, 0);
+    y[threadIdx.x] = s_box[threadIdx.x];
+}
+"""
+
+
+def register(offset: float = 0.0):
+    text = SOURCE.replace("OFFSET", f"{offset}f")
+    cuda.register("scratch/launch.cu", text, key="launch", label="launch", start=True)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    register()
+    yield request.param
+    cuda.unregister("scratch/launch.cu")
+
+
+@pytest.fixture
+def kernel(device):
+    return cuda.Kernel("scratch/launch.cu", "scale_kernel<float>")
+
+
+def test_a_prepared_launch_follows_its_tensors(kernel, device):
+    x, y = torch.randn(300, device=device), torch.full((300,), torch.nan, device=device)
+    prepared = kernel.prepare(3, 128, (x, y, 2.0, 300))
+    assert y.isnan().all(), "preparing launches nothing"
+    prepared(x, y)
+    other, out = torch.randn(300, device=device), torch.empty(300, device=device)
+    prepared(other, out)
+    torch.testing.assert_close(y, 2 * x)
+    torch.testing.assert_close(out, 2 * other)
+    prepared(None, out)
+    assert not out.any(), "None is a null pointer"
+
+
+def test_a_prepared_launch_follows_its_cell(kernel, device):
+    x = torch.ones(300, device=device)
+    prepared = kernel.prepare(3, 128, (x, x, 1.0, 300))
+    register(offset=5.0)
+    prepared(x, x)
+    assert (x == 6).all()
+
+
+def test_preparing_keeps_no_tensor_alive(kernel, device):
+    import weakref
+
+    x = torch.ones(300, device=device)
+    gone = weakref.ref(x)
+    prepared = kernel.prepare(3, 128, (x, x, 1.0, 300))
+    del x
+    assert gone() is None and prepared.shape[0] == 3
+
+
+def test_preparing_refuses_what_a_launch_refuses(kernel, device):
+    x = torch.ones(300, device=device)
+    if device == "cuda":
+        with pytest.raises(TypeError, match="4 arguments"):
+            kernel.prepare(3, 128, (x, x, 1.0))
+        with pytest.raises(ValueError, match="argument 1 is a torch.float64 tensor"):
+            kernel.prepare(3, 128, (x, x.double(), 1.0, 300))
+        with pytest.raises(ValueError, match="grid"):
+            kernel.prepare(0, 128, (x, x, 1.0, 300))
+    with pytest.raises(TypeError, match="4 arguments"):
+        kernel.launch(3, 128, (x, x, 1.0))
+    with pytest.raises(ValueError, match="argument 1 is a torch.float64 tensor"):
+        kernel.launch(3, 128, (x, x.double(), 1.0, 300))
+    with pytest.raises(ValueError, match="grid"):
+        kernel.launch(0, 128, (x, x, 1.0, 300))
+
+
+def test_every_thread_has_its_own_arguments(kernel, device):
+    "Many threads launch the same kernel with different numbers and tensors at once."
+    results, length = {}, 300
+    prepared = kernel.prepare(3, 128, (torch.empty(length, device=device), torch.empty(length, device=device), 3.0, length))
+
+    def work(n):
+        x, wrong = torch.full((length,), float(n), device=device), 0
+        for _ in range(20):
+            y, z = torch.empty(2, length, device=device)
+            kernel.launch(3, 128, (x, y, float(n), length))
+            prepared(x, z)
+            wrong += int((y != n * n).sum() + (z != 3 * n).sum())
+        results[n] = wrong
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(1, 5), 0)
+
+
+def test_dependent_launches_are_ordered_by_their_wait(device):
+    "A kernel that waits for the one before it sees all that the one before wrote."
+    text = """
+#include "common/ptx/basic.h"
+__global__ void next_kernel(const int* x, int* y, int length) {
+    ptx::griddep_launch_dependents();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    ptx::griddep_wait();
+    if (i < length) y[i] = x[(i + 4097) % length] + 1;
+}
+"""
+    cuda.register("scratch/next.cu", text, key="next", label="next", start=True, architectures=("sm_90a",))
+    kernel, length = cuda.Kernel("scratch/next.cu", "next_kernel"), 1 << (20 if device == "cuda" else 10)
+    x, y = torch.zeros(2, length, dtype=torch.int32, device=device)
+    for _ in range(50):
+        kernel.launch(length // 256, 256, (x, y, length), dependent=True)
+        kernel.launch(length // 256, 256, (y, x, length), dependent=True)
+    cuda.unregister("scratch/next.cu")
+    assert (x == 100).all() and (y == 99).all()
+
+
+def test_a_map_of_one_layout_serves_many_tensors(device):
+    cuda.register("scratch/box.cu", TMA_SOURCE, key="box", label="box", start=True, architectures=("sm_90a",))
+    kernel = cuda.Kernel("scratch/box.cu", "box_kernel")
+    many = torch.randn(5, 16, 8, device=device)
+    layout = cuda.map_layout(many[0].shape, many[0].stride(), many.dtype, (4, 8), "none")
+    assert layout is cuda.map_layout(many[1].shape, many[1].stride(), many.dtype, (4, 8), "none") is cuda.TensorMap(many[2], (4, 8)).layout
+    y = torch.empty(32, device=device)
+    prepared = kernel.prepare(1, 32, (layout.map(many[0]), y))
+    for tensor in many:
+        kernel.launch(1, 32, (cuda.TensorMap(tensor, (4, 8)), y))
+        assert torch.equal(y, tensor[:4].flatten())
+        y.fill_(torch.nan)
+        prepared(tensor, y)
+        assert torch.equal(y, tensor[:4].flatten())
+    with pytest.raises(ValueError, match="multiple of 16"):
+        cuda.TensorMap(many.view(-1)[1:9].view(1, 8), (1, 8))
+    cuda.unregister("scratch/box.cu")
+
+
+@pytest.mark.gpu
+def test_a_prepared_launch_in_a_graph_and_on_a_stream():
+    register()
+    kernel = cuda.Kernel("scratch/launch.cu", "scale_kernel<float>")
+    x, y = torch.ones(2, 300, device="cuda")
+    prepared = kernel.prepare(3, 128, (x, y, 2.0, 300))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        prepared(x, y)
+    x.fill_(7)
+    graph.replay()
+    assert (y == 14).all()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        x.fill_(8)
+        prepared(x, y)
+    stream.synchronize()
+    assert (y == 16).all()
