@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'FAINT', 'PALETTE', 'BLUE', 'AMBER', 'GREEN', 'PURPLE', 'RED', 'TEAL', 'OLIVE', 'PINK', 'COLOURS',
-           'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'plot_bars',
-           'with_slider']
+           'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'with_menu',
+           'plot_bars', 'with_slider']
 
 # %% ../nbs/03_plots.ipynb #5e7d7bf6
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def plot_roofline(points: Sequence[Mapping], ceilings: Mapping[str, float], titl
                         hovertemplate=f"{name}<br>{speed:.3g} TFLOP/s, {speed / roof:.0%} of the roof<extra></extra>")
     return fig
 
-# %% ../nbs/03_plots.ipynb #7a01055e
+# %% ../nbs/03_plots.ipynb #59c2e9c5
 def _case(row: Mapping, keys: Sequence[str]) -> str:
     "The menu's words for a row."
     words = {"causal": "causal" if row.get("causal") else "not causal"}
@@ -106,9 +106,9 @@ def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops
     ticks = sorted({row[x] for row in rows})
     fig.update_xaxes(tickvals=ticks, ticktext=[_short(t) for t in ticks])
     fig.update_yaxes(rangemode="tozero")
-    return _with_menu(fig, cases) if len(cases) > 1 else fig
+    return with_menu(fig, cases) if len(cases) > 1 else fig
 
-# %% ../nbs/03_plots.ipynb #2ec79a0f
+# %% ../nbs/03_plots.ipynb #133cf704
 def _short(n: int) -> str: return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
 
 def _hover(row: Mapping, y: str, ceiling: float | None) -> str:
@@ -121,7 +121,7 @@ def _hover(row: Mapping, y: str, ceiling: float | None) -> str:
     if ceiling: lines.append(f"{row[y] / ceiling:.0%} of the ceiling")
     return "<br>".join(lines)
 
-def _with_menu(fig: go.Figure, cases: Sequence[str]) -> go.Figure:
+def with_menu(fig: go.Figure, cases: Sequence[str]) -> go.Figure:
     "A drop-down that shows the traces of one case."
     def only(case): return [{"visible": [trace.meta == case for trace in fig.data]}]
     buttons = [dict(label=case, method="update", args=only(case)) for case in cases]

@@ -124,6 +124,7 @@ def false_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: queue.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: queue.append("sleep"))
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: Scratch())
     monkeypatch.setattr(bench, "_on_cuda", lambda inputs: True)
@@ -141,7 +142,8 @@ def test_a_gpu_is_timed_between_events_and_never_waited_for_in_between(false_gpu
 def test_graph_mode_captures_once_and_times_the_replay(false_gpu, monkeypatch):
     captured = []
 
-    def capture(run):
+    def capture(run, pool):
+        assert pool == "pool"  # one for all
         captured.append(run)
         return lambda: false_gpu.append("replay")
 
