@@ -6,7 +6,7 @@
 __all__ = ['RUNTIME', 'CHECKS', 'SCHEDULES', 'EmulatorUnavailable', 'Compiler', 'find_compiler', 'build', 'EmulatorError',
            'Deadlock', 'Diverged', 'BarrierMisuse', 'OutOfBounds', 'MisalignedAccess', 'UninitialisedShared',
            'StackOverflow', 'DivisionByZero', 'KernelFault', 'AssertionFailed', 'Trap', 'SharedMemoryExceeded', 'Event',
-           'Report', 'Built']
+           'Place', 'Access', 'Side', 'Race', 'Wait', 'Meet', 'Report', 'Built']
 
 # %% ../nbs/06_emulator.ipynb #85a0a31a
 import ctypes
@@ -148,7 +148,7 @@ class _Spec(ctypes.Structure):
 class _Counters(ctypes.Structure):
     _fields_ = [(name, _U64) for name in ("switches", "barriers", "collectives", "accesses")]
 
-# %% ../nbs/06_emulator.ipynb #bbff6f46
+# %% ../nbs/06_emulator.ipynb #11de18ca
 _FUNCTIONS = {                                             # of api.cpp: result, arguments
     "emu_reason": (_TEXT,), "emu_module": (_POINTER, _TEXT, _POINTER), "emu_static_shared": (_U64, _POINTER),
     "emu_signature_name": (_TEXT, _POINTER),
@@ -156,7 +156,7 @@ _FUNCTIONS = {                                             # of api.cpp: result,
     "emu_write_back": (None, _POINTER), "emu_free_arguments": (None, _POINTER), "emu_start": (_POINTER, _POINTER),
     "emu_wait": (ctypes.c_int, _POINTER, ctypes.c_double), "emu_stop": (None, _POINTER),
     "emu_error_kind": (_TEXT, _POINTER), "emu_error_text": (_TEXT, _POINTER), "emu_output": (_TEXT, _POINTER),
-    "emu_trace": (_TEXT, _POINTER), "emu_counters": (None, _POINTER, _POINTER), "emu_free_launch": (None, _POINTER)}
+    "emu_trace": (_TEXT, _POINTER), "emu_report": (_TEXT, _POINTER), "emu_counters": (None, _POINTER, _POINTER), "emu_free_launch": (None, _POINTER)}
 
 @functools.cache
 def _load(folder: Path) -> ctypes.CDLL:
@@ -198,8 +198,9 @@ def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, li
                                                        f"smem_raw):\n{complaint}")
         os.replace(Path(folder, "kernel.so"), library)
 
-# %% ../nbs/06_emulator.ipynb #dd95f61a
-CHECKS = {"memory": 1, "init": 2}
+# %% ../nbs/06_emulator.ipynb #438cdca9
+CHECKS = {"memory": 1, "init": 2, "race": 4}
+_COUNT = 8                              # what every instrumented launch does besides: count accesses
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 _built: dict[Path, "Built"] = {}
 
@@ -339,7 +340,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #d58cef6f
+# %% ../nbs/06_emulator.ipynb #6acd4e0a
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -349,10 +350,70 @@ class Event(NamedTuple):
     object: str = ""
     place: str = ""
 
+class Place(NamedTuple):
+    "A line of the source: its file below `kernels/`, its number there, and how a reader finds it."
+    file: str
+    line: int
+    label: str
+
+class Access(NamedTuple):
+    """What one load, store or atomic of the source cost, over the whole launch. `space`: "shared" or "global"; `width`: bytes of
+    a lane (0: rows of a TMA tile); `requests`: instructions of a warp; `lanes`: active ones, in all of them."""
+    place: Place
+    space: str
+    kind: str
+    width: int
+    requests: int
+    lanes: int
+    bytes: int
+    wavefronts: int
+    ideal_wavefronts: int
+    sectors: int
+    ideal_sectors: int
+
+class Side(NamedTuple):
+    "One of the two accesses of a race: what happens, where, and which threads do it."
+    what: str
+    place: Place
+    threads: str
+
+class Race(NamedTuple):
+    """Two accesses that nothing orders. `kind`: "write after read", "read after write", "write after write", or "missing proxy
+    fence"; `where`: in shared memory; `block`: the first block it was seen in; `count`: how often."""
+    kind: str
+    first: Side
+    second: Side
+    where: str
+    block: int
+    count: int
+
+class Wait(NamedTuple):
+    "A place where a warp waits: how often, how often somebody had to come first, and for how many steps of a timeline in all."
+    place: Place
+    warp: int
+    object: str
+    count: int
+    held: int
+    steps: int
+
+class Meet(NamedTuple):
+    """A meeting of block 0: `what` is "arrive", "wait" or "start" (of asynchronous work); `start`, `end`: steps of cause and effect,
+    not time; `by`: the warp that came last, or -1."""
+    what: str
+    warp: int
+    lanes: int
+    place: Place
+    object: str
+    phase: int
+    start: int
+    end: int
+    by: int
+
 @dataclass
 class Report:
     """What a checked or traced launch saw. `accesses`: checked ones, to global and shared memory;
-    `collectives`: shuffles, votes and other instructions of a warp; `switches`: from thread to thread."""
+    `collectives`: shuffles, votes and other instructions of a warp; `switches`: from thread to thread.
+    `races`, `traffic`, `waits`, `meets`: what the checks found."""
     kernel: str
     seconds: float
     switches: int
@@ -360,6 +421,11 @@ class Report:
     collectives: int
     accesses: int
     events: list[Event]
+    source: Source = dataclasses.field(repr=False)
+    traffic: list[Access]
+    races: list[Race]
+    waits: list[Wait]
+    meets: list[Meet]
 
     def __repr__(self):
         counts = ", ".join(f"{getattr(self, c):,} {c}" for c in ("switches", "barriers", "collectives", "accesses"))
@@ -373,6 +439,46 @@ def _events(trace: str, source: Source) -> list[Event]:
         name, _, place = rest[0].partition("\t") if rest else ("", "", "")
         events.append(Event(int(step), int(block), int(thread), what, name, _PLACE.sub(located, place)))
     return events
+
+# %% ../nbs/06_emulator.ipynb #573ab3ed
+_VERBS = {"thread": ("reads", "writes"), "atomic": ("updates", "updates"), "cp_async": ("cp.async reads", "cp.async writes"),
+          "tma_load": ("tma_load reads", "tma_load writes"), "tma_store": ("tma_store reads", "tma_store writes"),
+          "wgmma": ("wgmma reads", "wgmma writes")}
+
+def _place(text: str, source: Source) -> Place:
+    "The place the runtime means; one outside the source has line 0."
+    match = _PLACE.fullmatch(text)
+    if not match: return Place("", 0, text)
+    file, line = match[1], int(match[2])
+    return Place(file, line, source.locate(file, line))
+
+def _ranges(bits: int) -> str:
+    "The numbers of the set bits: 0-3, 7."
+    runs, numbers = [], [i for i in range(32) if bits >> i & 1]
+    for i in numbers:
+        if runs and runs[-1][1] == i - 1: runs[-1][1] = i
+        else: runs.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+def _side(fields: list[str], source: Source) -> Side:
+    place, by, writes, block, warp, lanes = fields
+    what, bits = _VERBS[by][int(writes)], int(lanes)
+    if by == "wgmma": threads = f"warps {_ranges(bits)}"
+    elif int(block) < 0: threads = "asynchronous"
+    else: threads = f"warp {warp}, lane{'s' * (bits.bit_count() > 1)} {_ranges(bits)}"
+    return Side(what, _place(place, source), threads)
+
+def _rows(text: str, source: Source) -> dict:
+    "What the runtime's report says, as the fields of a `Report`."
+    traffic, races, waits, meets = [], [], [], []
+    for line in text.splitlines():
+        kind, *f = line.split("\t")
+        if kind == "A": traffic.append(Access(_place(f[0], source), f[1], f[2], *map(int, f[3:])))
+        elif kind == "R":
+            races.append(Race(f[0], _side(f[4:10], source), _side(f[10:16], source), f[2], int(f[1]), int(f[3])))
+        elif kind == "W": waits.append(Wait(_place(f[0], source), int(f[1]), f[2], *map(int, f[3:])))
+        else: meets.append(Meet(f[0], int(f[1]), int(f[2]), _place(f[3], source), f[4], *map(int, f[5:])))
+    return {"source": source, "traffic": traffic, "races": races, "waits": waits, "meets": meets}
 
 # %% ../nbs/06_emulator.ipynb #67f5755a
 class Built:
@@ -413,7 +519,7 @@ class Built:
             memory.write_back()
         return report if check or trace else None
 
-# %% ../nbs/06_emulator.ipynb #9ee1dd90
+# %% ../nbs/06_emulator.ipynb #459e225f
 def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, cluster, trace) -> _Spec:
     "The launch as the runtime reads it. Raises `ValueError`, `SharedMemoryExceeded`."
     if chip not in ARCHITECTURES: raise ValueError(f"chip {chip!r} is unknown; there are {', '.join(ARCHITECTURES)}")
@@ -433,9 +539,10 @@ def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, 
                                    f"{chip} gives a block {limits.shared_per_block}")
     if seed is not None and schedule == "forward": schedule = "random"
     return _Spec(self._entry, self._layout, 0, 0, self._module, grid, block, cluster, smem, SCHEDULES[schedule],
-                 workers or len(os.sched_getaffinity(0)), sum(CHECKS[c] for c in check), trace, seed or 0)
+                 workers or len(os.sched_getaffinity(0)), sum({CHECKS[c] for c in check}) + (_COUNT if check else 0),
+                 trace, seed or 0)
 
-# %% ../nbs/06_emulator.ipynb #cdff8743
+# %% ../nbs/06_emulator.ipynb #add91074
 def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
     "Start, wait, and turn what the runtime says into a report, output or an error."
     runtime, started = self._runtime, time.perf_counter()
@@ -454,8 +561,10 @@ def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
         counters = _Counters()
         runtime.emu_counters(launch, ctypes.byref(counters))
         events = _events(runtime.emu_trace(launch).decode(), self.source)
+        rows = runtime.emu_report(launch).decode()
     finally:
         runtime.emu_free_launch(launch)
-    return Report(self.name, time.perf_counter() - started, *(getattr(counters, name) for name, _ in counters._fields_), events)
+    seconds = time.perf_counter() - started
+    return Report(self.name, seconds, *(getattr(counters, name) for name, _ in counters._fields_), events, **_rows(rows, self.source))
 
 Built._spec, Built._run = _spec, _run_launch

@@ -4,6 +4,7 @@
 #include "memory.h"
 #include "module.h"
 #include <signal.h>
+#include <algorithm>
 
 namespace emu {
 
@@ -52,11 +53,11 @@ static void check_global(const Worker& w, const void* p, size_t bytes, Access ki
     out_of_bounds(p, bytes, kind, site);
 }
 
-// The shared memory of the cluster's block that holds the address: a pointer made by cluster_map leads to another block's.
-static SharedMemory* shared_with(Worker& w, const void* address) {
-    if (w.block.shared.contains(address)) return &w.block.shared;
+// The cluster's block whose shared memory holds the address: a pointer made by cluster_map leads to another block's.
+static Block* block_with(Worker& w, const void* address) {
+    if (w.block.shared.contains(address)) return &w.block;
     for (unsigned r = 0; r < w.grid.cluster_size && w.grid.cluster_size > 1; ++r)
-        if (SharedMemory& shared = cluster_block(r).shared; shared.contains(address)) return &shared;
+        if (Block& other = cluster_block(r); other.shared.contains(address)) return &other;
     return nullptr;
 }
 
@@ -73,9 +74,36 @@ static bool is_thread_record(const Worker& w, const void* p) {
 void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
     Worker& w = *worker;
     ++w.block.counters.accesses;
-    if (SharedMemory* shared = shared_with(w, address)) return check_shared(*shared, address, bytes, kind, site);
+    if (Block* owner = block_with(w, address)) return check_shared(owner->shared, address, bytes, kind, site);
     if (!w.action && is_own_stack(w, address)) return;
     check_global(w, address, bytes, kind, site);
+}
+
+// Wider accesses than 16 bytes are copies of a struct: as many of 16 as there are.
+static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes, Access kind, Site site) {
+    const Fiber& me = *worker->current;
+    const uint32_t address = owner.shared.address(p);
+    if (block.counting)
+        for (size_t done = 0; done < bytes; done += 16)
+            block.counts.note(me.warp, me.lane, Space::shared, address + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
+    if (!me.order) return;
+    RaceCheck& check = *block.cluster->races;
+    if (kind == Access::read) check.read(me, owner, address, unsigned(bytes), site);
+    else check.write(me, owner, address, unsigned(bytes), site, kind == Access::atomic ? Toucher::atomic : Toucher::thread);
+}
+
+static void watch_global(Block& block, const void* p, size_t bytes, Access kind, Site site) {
+    if (!block.counting) return;
+    const Fiber& me = *worker->current;
+    for (size_t done = 0; done < bytes; done += 16)
+        block.counts.note(me.warp, me.lane, Space::global, uint64_t(p) + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
+}
+
+void watch_access(const void* address, size_t bytes, Access kind, Site site) {
+    Worker& w = *worker;
+    if (!w.block.counting || w.action || is_own_stack(w, address)) return;
+    if (Block* owner = block_with(w, address)) watch_shared(w.block, *owner, address, bytes, kind, site);
+    else watch_global(w.block, address, bytes, kind, site);
 }
 
 void instrumented_access(const void* address, size_t bytes, Access kind, Site site) {
@@ -83,12 +111,13 @@ void instrumented_access(const void* address, size_t bytes, Access kind, Site si
     if (!w || !w->current) return;
     if (is_own_stack(*w, address)) return check_local(address, bytes, kind, site);
     if (is_thread_record(*w, address)) return;
-    if (SharedMemory* shared = shared_with(*w, address)) {
-        ++w->block.counters.accesses;
-        check_shared(*shared, address, bytes, kind, site);
-    } else if (w->grid.spec.checks & check_memory) {
-        ++w->block.counters.accesses;
-        check_global(*w, address, bytes, kind, site);
+    ++w->block.counters.accesses;
+    if (Block* owner = block_with(*w, address)) {
+        check_shared(owner->shared, address, bytes, kind, site);
+        watch_shared(w->block, *owner, address, bytes, kind, site);
+    } else {
+        if (w->grid.spec.checks & check_memory) check_global(*w, address, bytes, kind, site);
+        watch_global(w->block, address, bytes, kind, site);
     }
 }
 

@@ -3,6 +3,7 @@
 #include "launch.h"
 #include "memory.h"
 #include "module.h"
+#include "report.h"
 #include <climits>
 #include <cstring>
 
@@ -25,7 +26,7 @@ template <class Make> static auto guarded(Make make) -> decltype(make()) {
 struct Launch {
     FaultHandlers handlers;
     Grid grid;
-    std::string output, trace;
+    std::string output, trace, report;
 
     explicit Launch(const LaunchSpec& spec) : grid(spec) {}
 };
@@ -85,4 +86,5 @@ static const char* joined(const std::map<long, std::string>& parts, std::string&
 
 EMU_EXPORT const char* emu_output(Launch* launch) { return joined(launch->grid.output, launch->output); }
 EMU_EXPORT const char* emu_trace(Launch* launch) { return joined(launch->grid.trace, launch->trace); }
+EMU_EXPORT const char* emu_report(Launch* launch) { return (launch->report = report_of(launch->grid)).c_str(); }
 EMU_EXPORT void emu_free_launch(Launch* launch) { delete launch; }

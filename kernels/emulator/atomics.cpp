@@ -1,5 +1,5 @@
 // Read-modify-write operations. Blocks run on several OS threads at once, so they are atomic here too.
-#include "runtime.h"
+#include "access.h"
 #include <cstring>
 #include <type_traits>
 
@@ -38,6 +38,7 @@ static void announce(const void* address, size_t bytes, Site site) {
         fail("MisalignedAccess", site, "atomic operation %s, an address that is no multiple of %zu",
              describe_address(address).c_str(), bytes);
     access(address, bytes, Access::atomic, site);
+    watch_access(address, bytes, Access::atomic, site);
 }
 
 template <class T> T atomic(Atomic operation, T* address, T operand) {

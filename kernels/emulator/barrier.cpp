@@ -10,14 +10,35 @@ std::string Barrier::state() const {
     return std::to_string(arrived.count()) + " of " + std::to_string(expected) + " threads arrived";
 }
 
+// Those who wait know what all who came knew. `waits`: where the calling thread waits too, or 0.
+static void let_go(Block& block, Barrier& barrier, Site waits) {
+    const uint32_t step = barrier.meeting.step;
+    const int last = barrier.meeting.last;
+    const Known known = barrier.meeting.close();
+    auto meet = [&](Fiber& fiber, Site site) {
+        note_meet(fiber, Meet::wait, barrier, barrier.generation, site, step, last);
+        learn(fiber, known, step);
+    };
+    barrier.waiting.each([&](unsigned warp, uint32_t mask) {
+        met(block, warp, mask | (waits && self().warp == warp ? 1u << self().lane : 0));
+        for (; mask; mask &= mask - 1) {
+            Fiber& fiber = block.fibers[warp * 32 + unsigned(__builtin_ctz(mask))];
+            meet(fiber, fiber.waiting_site);
+        }
+    });
+    if (waits) meet(self(), waits);
+    ++barrier.generation;
+}
+
 // Lets everyone go; returns the result of the reduction.
-static int complete(Block& block, Barrier& barrier) {
+static int complete(Block& block, Barrier& barrier, Site waits = 0) {
     ++block.counters.barriers;
     unsigned votes = barrier.votes, count = barrier.count;
     int result = barrier.reduce == Reduce::count ? int(votes) : barrier.reduce == Reduce::all ? votes == count : votes != 0;
     barrier.waiting.each([&](unsigned warp, uint32_t mask) {
         for (; mask; mask &= mask - 1) block.fibers[warp * 32 + unsigned(__builtin_ctz(mask))].result = result;
     });
+    if (block.counting) let_go(block, barrier, waits);
     wake(block, barrier.waiting);
     barrier.arrived.clear();
     barrier.expected = barrier.count = barrier.votes = 0;
@@ -44,6 +65,7 @@ static Barrier& arrive(int id, unsigned threads, bool whole_block, Site site) {
         fail("BarrierMisuse", site, "barrier %d: this thread has arrived already and the others have not", id);
     barrier.arrived.add(me.warp, 1u << me.lane);
     ++barrier.count;
+    publish(barrier.meeting, me);
     return barrier;
 }
 
@@ -55,7 +77,7 @@ static int synchronise(int id, unsigned threads, bool whole_block, bool predicat
     barrier.votes += predicate;
     if (uint32_t others = barrier.waiting.lanes[me.warp])
         check_one_line("a barrier", me.warp, b.fibers[me.warp * 32 + unsigned(__builtin_ctz(others))].waiting_site, site);
-    if (barrier.count == barrier.expected) return complete(b, barrier);
+    if (barrier.count == barrier.expected) return complete(b, barrier, site);
     wait_on(barrier, barrier.waiting, site);
     return me.result;
 }
@@ -73,7 +95,9 @@ bool ptx::bar_red_or(int id, int threads, bool predicate) {
 }
 
 void bar_arrive(int id, int threads) {
-    Barrier& barrier = arrive(id, unsigned(threads), false, EMU_SITE);
+    Site site = EMU_SITE;
+    Barrier& barrier = arrive(id, unsigned(threads), false, site);
+    note_meet(self(), Meet::arrive, barrier, barrier.generation, site, 0, -1);
     if (barrier.count == barrier.expected) complete(block(), barrier);
 }
 

@@ -61,6 +61,8 @@ static bool complete(const Collective& call) {
 static void execute(Block& block, Warp& home, size_t i) {
     Collective& call = *home.calls[i];
     ++block.counters.collectives;
+    if (block.counting)
+        for (unsigned w = 0; w < call.warps; ++w) met(block, call.first_warp + w, call.mask[w]);
     call.body(call);
     for (unsigned w = 0; w < call.warps; ++w) make_ready(block, call.first_warp + w, call.arrived[w]);
     home.spare.push_back(std::move(home.calls[i]));

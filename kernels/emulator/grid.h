@@ -1,8 +1,11 @@
 // The things a launch is made of: a grid of blocks, the OS threads that work on them, and their state.
 #pragma once
+#include "counts.h"
+#include "race.h"
 #include "runtime.h"
 #include "scheduler.h"
 #include "shared.h"
+#include "timeline.h"
 #include <pthread.h>
 #include <time.h>
 #include <atomic>
@@ -21,7 +24,7 @@ class Module;
 struct Grid;
 struct Worker;
 
-enum Check : unsigned { check_memory = 1, check_init = 2 };
+enum Check : unsigned { check_memory = 1, check_init = 2, check_race = 4, check_count = 8 };
 
 // What Python asks for. The layout is known to flashmoe_nb/emulator.py.
 struct LaunchSpec {
@@ -78,6 +81,7 @@ struct Cluster {
     unsigned polls = 0;                                       // rounds in which threads did nothing but yield
     bool spinning = false;
     timespec spinning_since{};
+    std::unique_ptr<RaceCheck> races;                         // of the blocks being run, where asked for
 };
 
 struct Block {
@@ -98,6 +102,9 @@ struct Block {
     std::string output;                                       // of printf
     std::string trace;                                        // a line per wait, wake and exit
     Counters counters;
+    Counts counts;
+    Timeline timeline;
+    bool counting = false;
 };
 
 // An OS thread that runs one block after another.
@@ -133,6 +140,10 @@ struct Grid {
     std::unique_ptr<Error> error;
     std::map<long, std::string> output, trace;                // by block
     Counters counters;
+    std::map<TrafficKey, Traffic> traffic;
+    std::map<std::string, FoundRace> races;
+    std::map<std::pair<Site, unsigned>, Waits> waits;
+    std::vector<Timeline::Kept> meets;                        // of block 0
 
     explicit Grid(const LaunchSpec& launch);
     ~Grid();
@@ -153,6 +164,8 @@ std::string block_name(const Block& block);      // "block (1, 0, 0)"
 void note(const char* kind, Site site, const char* pattern, ...) __attribute__((format(printf, 3, 4)));    // fail without leaving
 // access.cpp
 void report_fault(Worker& worker);       // notes what Worker::fault says
+// launch.cpp
+void met(Block& block, unsigned warp, uint32_t lanes);      // these lanes have come together
 // barrier.cpp, collective.cpp
 void leave_barriers(Block& block);
 void leave_collectives(Fiber& fiber);

@@ -91,6 +91,11 @@ static void reset_block(Block& block, long cluster) {
     block.counters.switches = 0;
     block.scheduler.schedule.seed(Schedule::Order(spec.schedule), spec.seed, uint64_t(block.number));
     block.shared.poison();
+    block.counting = spec.checks & check_count;
+    block.counts.start(unsigned(block.warps.size()));
+    block.timeline.start(unsigned(block.warps.size()), block.number == 0);
+    if (RaceCheck* races = block.cluster->races.get())
+        for (Fiber& fiber : block.fibers) fiber.order = &races->thread(block.rank, fiber.index);
     start_threads(block);
 }
 
@@ -101,6 +106,38 @@ static void note_error(Grid& grid, std::unique_ptr<Error> error) {
     grid.error = std::move(error);
 }
 
+void met(Block& block, unsigned warp, uint32_t lanes) {
+    const Warp& w = block.warps[warp];
+    if (lanes == (w.present & ~w.exited)) block.counts.meet(warp);
+}
+
+static void merge_races(std::map<std::string, FoundRace>& all, const RaceCheck& races) {
+    for (auto& [key, race] : races.found()) {
+        auto [at, is_new] = all.emplace(key, race);
+        if (is_new) continue;
+        const uint64_t count = at->second.count + race.count;
+        if (race.block < at->second.block) at->second = race;        // the first block in the grid's order is shown
+        at->second.count = count;
+    }
+}
+
+static void collect_reports(Block& block) {
+    Grid& grid = block.worker->grid;
+    block.counts.settle_all();
+    block.counts.each([&grid](const TrafficKey& key, const Traffic& traffic) { grid.traffic[key] += traffic; });
+    block.counts.clear();
+    for (auto& [key, waits] : block.timeline.waits()) {
+        Waits& sum = grid.waits[key];
+        sum.count += waits.count;
+        sum.held += waits.held;
+        sum.steps += waits.steps;
+        if (sum.object.empty()) sum.object = waits.object;
+    }
+    grid.meets.insert(grid.meets.end(), block.timeline.kept().begin(), block.timeline.kept().end());
+    block.timeline.clear();
+    if (block.rank == 0 && block.cluster->races) merge_races(grid.races, *block.cluster->races);
+}
+
 static void collect(Block& block) {
     Grid& grid = block.worker->grid;
     std::lock_guard<std::mutex> guard(grid.mutex);
@@ -108,6 +145,7 @@ static void collect(Block& block) {
     if (!block.trace.empty()) grid.trace[block.number] = std::move(block.trace);
     grid.counters += block.counters;
     block.counters = {};
+    collect_reports(block);
     block.trace.clear();
 }
 
@@ -119,6 +157,7 @@ static bool next_cluster(Block& block) {
         cluster.number = grid.next++;
         if (cluster.number >= grid.clusters || cluster.number > grid.stop_above) cluster.number = -1;
         cluster.broken = false;
+        if (grid.spec.checks & check_race) cluster.races = std::make_unique<RaceCheck>(grid.cluster_size, block.threads);
     }
     meet_cluster(block);
     return cluster.number >= 0 && !cluster.deserted;

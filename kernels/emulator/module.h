@@ -61,6 +61,8 @@ public:
 
     const std::string& signature() const { return signature_; }        // a mangled name that spells the kernel's parameter types
 
+    uint32_t offset(Site site) const { return uint32_t(site - reinterpret_cast<uintptr_t>(base_)); }
+    Site site(uint32_t offset) const { return reinterpret_cast<uintptr_t>(base_) + offset; }
     bool contains(const void* p) const { return p >= base_ && p < base_ + bytes_; }
     std::string place(Site site) const;      // the line that was returned to, as Python expects it in a message
 

@@ -16,6 +16,7 @@
 #pragma once
 #include "include/abi.h"
 #include "fiber.h"
+#include "order.h"
 #include "thread_set.h"
 #include <functional>
 #include <memory>
@@ -30,6 +31,7 @@ using Site = uintptr_t;
 
 struct Block;
 struct Collective;
+struct ThreadOrder;
 
 // Something threads wait for. A deadlock report says "name(): state()", as in "named barrier 1: 32 of 64 threads arrived".
 class Waitable {
@@ -49,6 +51,7 @@ struct Fiber : Thread {
     const Waitable* waiting_on = nullptr;    // what this thread waits for, and since which line
     Site waiting_site = 0;
     int result = 0;                          // what a barrier with a reduction hands back
+    ThreadOrder* order = nullptr;            // what it knows of the others (order.h), where races are looked for
 };
 
 // The calling thread and its block. Inside a deferred action: the thread that deferred it.
@@ -88,6 +91,8 @@ struct Barrier final : Waitable {
     bool whole_block = false;         // expects every thread that has not exited
     ThreadSet arrived, waiting;
     unsigned count = 0, votes = 0;    // of a reduction
+    unsigned generation = 0;
+    Meeting meeting;
     Reduce reduce = Reduce::count;
     std::string name() const override;
     std::string state() const override;

@@ -32,6 +32,7 @@ public:
     size_t dynamic_bytes() const { return dynamic_bytes_; }
     uint32_t address(const void* p) const;              // p must be contained, or be one past the end
     char* pointer(uint32_t address) const;              // null if the address is outside
+    uint32_t end_address() const { return dynamic_address_ + uint32_t(dynamic_bytes_); }
     char* begin() const { return static_begin_; }
     char* dynamic() const { return dynamic_; }
 

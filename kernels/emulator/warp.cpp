@@ -5,9 +5,17 @@ namespace emu {
 
 constexpr uint64_t poison = ~uint64_t(0);     // what comes from a lane that takes no part: undefined on the GPU
 
-void syncwarp(unsigned mask) {
-    warp_collective("__syncwarp", mask, [](Collective&) {}, nullptr, EMU_SITE);
+// What a lane wrote before __syncwarp, the others may read after it. Shuffles and votes order no memory.
+static void synchronise_warp(Collective& call) {
+    if (!races()) return;
+    Meeting meeting;
+    for (uint32_t rest = call.mask[0]; rest; rest &= rest - 1) publish(meeting, call.fiber(unsigned(__builtin_ctz(rest))));
+    const uint32_t step = meeting.step;
+    const Known known = meeting.close();
+    for (uint32_t rest = call.mask[0]; rest; rest &= rest - 1) learn(call.fiber(unsigned(__builtin_ctz(rest))), known, step);
 }
+
+void syncwarp(unsigned mask) { warp_collective("__syncwarp", mask, synchronise_warp, nullptr, EMU_SITE); }
 
 struct ShuffleArguments {
     uint64_t value, result;

@@ -9,6 +9,10 @@ struct ClusterBarrier final : State, Waitable {
     struct Member { ThreadSet arrived, waiting; };
     std::vector<Member> members;
     unsigned generation = 0;
+    Meeting meeting;
+    Known ended;                       // what the threads of the last generation knew
+    uint32_t ended_step = 0;
+    int ended_by = -1;
 
     unsigned count() const {
         unsigned n = 0;
@@ -60,8 +64,13 @@ void cluster_arrive() {
     if (ticket) fail("BarrierMisuse", site, "cluster_arrive twice: cluster_wait comes between");
     ticket = barrier.generation + 1;
     barrier.members[emu::cluster_rank()].arrived.add(me.warp, 1u << me.lane);
+    note_meet(me, Meet::arrive, barrier, barrier.generation, site, 0, -1);
+    publish(barrier.meeting, me);
     if (barrier.count() != barrier.expected()) return;
     ++barrier.generation;
+    barrier.ended_step = barrier.meeting.step;
+    barrier.ended_by = barrier.meeting.last;
+    barrier.ended = barrier.meeting.close();
     for (unsigned r = 0; r < barrier.members.size(); ++r) {
         barrier.members[r].arrived.clear();
         wake(cluster_block(r), barrier.members[r].waiting);
@@ -75,6 +84,8 @@ void cluster_wait() {
     if (!ticket) fail("BarrierMisuse", site, "cluster_wait without cluster_arrive");
     if (barrier.generation < ticket) wait_on(barrier, barrier.members[emu::cluster_rank()].waiting, site);
     ticket = 0;
+    note_meet(self(), Meet::wait, barrier, barrier.generation - 1, site, barrier.ended_step, barrier.ended_by);
+    learn(self(), barrier.ended, barrier.ended_step);
 }
 
 }  // namespace ptx

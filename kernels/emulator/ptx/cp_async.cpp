@@ -36,6 +36,12 @@ static void perform(Copy& copy) {
     block_state<InFlight>().end(copy.use);
 }
 
+// Whoever is behind this time of this clock is behind the copy.
+static void land(const Copy& copy, uint32_t clock, uint32_t time) {
+    if (RaceCheck* check = races())
+        check->land(block(), shared_address(copy.destination, copy.site), unsigned(copy.bytes), copy.site, clock, time);
+}
+
 namespace ptx {
 
 void cp_async(void* s_destination, const void* g_source, int bytes, bool valid) {
@@ -49,6 +55,13 @@ void cp_async(void* s_destination, const void* g_source, int bytes, bool valid) 
     shared_address(static_cast<char*>(s_destination) + bytes - 1, site);
     if (valid) access(g_source, size_t(bytes), Access::read, site);
     auto use = block_state<InFlight>().begin("the cp.async", InFlight::Kind::copies, chunks_of(address, unsigned(bytes)), site);
+    if (RaceCheck* check = races()) check->start_write(self(), block(), address, unsigned(bytes), site, Toucher::cp_async);
+    if (block().counting) {
+        const Fiber& me = self();
+        block().counts.note(me.warp, me.lane, Space::shared, address, unsigned(bytes), Access::write, site);
+        if (valid)
+            block().counts.note(me.warp, me.lane, Space::global, uint64_t(g_source), unsigned(bytes), Access::read, site);
+    }
     memset(s_destination, 0xFF, size_t(bytes));
     auto& mine = block_state<Copies>().of[self().index];
     mine.under_way.push_back({s_destination, g_source, bytes, valid, false, site, use});
@@ -66,6 +79,7 @@ void cp_async_wait(int pending) {
     for (; mine.groups.size() > size_t(pending); mine.groups.pop_front())
         for (size_t i = 0; i < mine.groups.front(); ++i) {
             perform(mine.under_way.front());
+            if (self().order) land(mine.under_way.front(), self().order->index, self().order->time);
             mine.under_way.pop_front();
         }
 }
@@ -77,8 +91,13 @@ void cp_async_mbar_arrive(uint64_t* s_barrier) {
     std::vector<Copy*> copies;
     for (Copy& copy : mine.under_way) copies.push_back(&copy);
     defer(site, [=] {
-        for (Copy* copy : copies) perform(*copy);
-        arrive(block(), mbarrier(block(), s_barrier, site), 1, site);
+        MBarrier& barrier = mbarrier(block(), s_barrier, site);
+        for (Copy* copy : copies) {
+            perform(*copy);
+            land(*copy, barrier.clock, barrier.phase + 1);
+        }
+        if (races()) barrier.meeting.publish(barrier.clock, barrier.phase + 1, 0, false);
+        arrive(block(), barrier, 1, site);
     });
 }
 

@@ -26,6 +26,10 @@ static char* row_of(const Collective& call, unsigned number, const char* name, I
         fail("MisalignedAccess", lane.site, "%s: the row %s is not 16-byte aligned", name, describe_address(lane.row).c_str());
     access(lane.row, 16, kind == InFlight::Kind::reads ? Access::read : Access::write, lane.site);
     block_state<InFlight>().check(name, kind, address, 16, lane.site);
+    if (RaceCheck* check = races()) {
+        if (kind == InFlight::Kind::reads) check->read(call.fiber(number), block(), address, 16, lane.site);
+        else check->write(call.fiber(number), block(), address, 16, lane.site);
+    }
     return static_cast<char*>(const_cast<void*>(lane.row));
 }
 
@@ -40,9 +44,19 @@ static void check_whole_warp(const Collective& call, const char* name) {
     if (call.mask[0] != ~0u) fail("Diverged", call.sites[unsigned(__builtin_ctz(call.mask[0]))], "%s needs all 32 lanes", name);
 }
 
+static void count(const Collective& call, Access kind) {
+    if (!block().counting) return;
+    uint32_t rows[32];
+    const RowArguments& first = *call.of<RowArguments>(0);
+    for (unsigned i = 0; i < unsigned(first.count) * 8; ++i)
+        rows[i] = shared_address(call.of<RowArguments>(i)->row, first.site);
+    block().counts.matrices(kind, first.site, rows, unsigned(first.count));
+}
+
 static void load(Collective& call) {
     check_whole_warp(call, "ldmatrix");
     const RowArguments& first = *call.of<RowArguments>(0);
+    count(call, Access::read);
     for (int matrix = 0; matrix < first.count; ++matrix) {
         uint16_t elements[8][8];
         for (unsigned row = 0; row < 8; ++row)
@@ -58,6 +72,7 @@ static void load(Collective& call) {
 static void store(Collective& call) {
     check_whole_warp(call, "stmatrix");
     const RowArguments& first = *call.of<RowArguments>(0);
+    count(call, Access::write);
     for (int matrix = 0; matrix < first.count; ++matrix) {
         uint16_t elements[8][8];
         for (unsigned lane = 0; lane < 32; ++lane)

@@ -52,6 +52,9 @@ static void end_phase_if_complete(Block& block, MBarrier& barrier) {
     if (barrier.pending != 0 || barrier.bytes != 0) return;
     ++barrier.phase;
     barrier.pending = barrier.count;
+    barrier.ended_step = barrier.meeting.step;
+    barrier.ended_by = barrier.meeting.last;
+    barrier.ended = barrier.meeting.close();
     wake(block, barrier.waiting);
 }
 
@@ -82,7 +85,21 @@ namespace ptx {
 
 static MBarrier& own(uint64_t* address, Site site) {
     access(address, 8, Access::atomic, site);
-    return mbarrier(block(), address, site);
+    MBarrier& barrier = mbarrier(block(), address, site);
+    if (RaceCheck* check = races()) check->use_barrier(self(), block(), shared_address(address, site), site);
+    return barrier;
+}
+
+// The calling thread arrives: who waits for this phase knows what it knows.
+static void leave_knowledge(MBarrier& barrier, Site site) {
+    note_meet(self(), Meet::arrive, barrier, barrier.phase, site, 0, -1);
+    publish(barrier.meeting, self());
+}
+
+// The calling thread has seen the end of a phase, the last one that ended.
+static void learn_from(const MBarrier& barrier, Site site) {
+    note_meet(self(), Meet::wait, barrier, barrier.phase - 1, site, barrier.ended_step, barrier.ended_by);
+    learn(self(), barrier.ended, barrier.ended_step);
 }
 
 void mbar_init(uint64_t* s_barrier, int arrivals) {
@@ -100,6 +117,10 @@ void mbar_init(uint64_t* s_barrier, int arrivals) {
     barrier.count = barrier.pending = unsigned(arrivals);
     barrier.made_by = self().index;
     barrier.made_at = site;
+    if (RaceCheck* check = races()) {
+        check->write(self(), block(), shared_address(s_barrier, site), 8, site);
+        barrier.clock = check->new_clock();
+    }
     *s_barrier = cookie(s_barrier);
 }
 
@@ -111,13 +132,16 @@ void mbar_inval(uint64_t* s_barrier) {
     if (!barrier.waiting.empty())
         fail("BarrierMisuse", site, "the mbarrier %s is invalidated while awaited by %s", describe_address(s_barrier).c_str(),
              describe(block(), barrier.waiting).c_str());
+    if (RaceCheck* check = races()) check->write(self(), block(), shared_address(s_barrier, site), 8, site);
     block_state<MBarriers>().at.erase(s_barrier);
 }
 
 void mbar_arrive(uint64_t* s_barrier, int arrivals) {
     Site site = EMU_SITE;
     if (arrivals < 1) fail("BarrierMisuse", site, "mbar_arrive with %d arrivals", arrivals);
-    arrive(block(), own(s_barrier, site), unsigned(arrivals), site);
+    MBarrier& barrier = own(s_barrier, site);
+    leave_knowledge(barrier, site);
+    arrive(block(), barrier, unsigned(arrivals), site);
 }
 
 void mbar_expect_tx(uint64_t* s_barrier, int bytes) {
@@ -129,6 +153,7 @@ void mbar_arrive_expect_tx(uint64_t* s_barrier, int bytes) {
     Site site = EMU_SITE;
     MBarrier& barrier = own(s_barrier, site);
     announce(barrier, bytes, site);
+    leave_knowledge(barrier, site);
     arrive(block(), barrier, 1, site);
 }
 
@@ -143,6 +168,8 @@ void mbar_arrive_cluster(uint64_t* s_barrier, uint32_t rank) {
     MBarrier& barrier = mbarrier(there, mapped, site);
     if (&there != &block() && !barrier.fenced)
         fail("BarrierMisuse", site, "block %u made this mbarrier without mbar_fence_init: other blocks may not see it", rank);
+    if (RaceCheck* check = races()) check->use_barrier(self(), there, there.shared.address(mapped), site);
+    leave_knowledge(barrier, site);
     arrive(there, barrier, 1, site);
 }
 
@@ -155,22 +182,25 @@ static bool complete(const MBarrier& barrier, int parity) { return int(barrier.p
 bool mbar_try_wait(uint64_t* s_barrier, int parity) {
     Site site = EMU_SITE;
     check_parity(parity, site);
-    if (complete(own(s_barrier, site), parity)) return true;
-    yield();
-    return complete(own(s_barrier, site), parity);
+    MBarrier& barrier = own(s_barrier, site);
+    if (!complete(barrier, parity)) yield();
+    if (!complete(own(s_barrier, site), parity)) return false;
+    learn_from(barrier, site);
+    return true;
 }
 
 void mbar_wait(uint64_t* s_barrier, int parity) {
     Site site = EMU_SITE;
     check_parity(parity, site);
     MBarrier& barrier = own(s_barrier, site);
-    if (complete(barrier, parity)) return;
+    if (complete(barrier, parity)) return learn_from(barrier, site);
     unsigned phase = barrier.phase;
     wait_on(barrier, barrier.waiting, site);
     // Whoever waits polls, on the GPU: a phase that ends before this thread has seen the previous one may be missed.
     if (barrier.phase != phase + 1)
         fail("BarrierMisuse", site, "the mbarrier %s ended phase %u before this thread had seen the end of phase %u",
              describe_address(s_barrier).c_str(), barrier.phase - 1, phase);
+    learn_from(barrier, site);
 }
 
 }  // namespace ptx

@@ -15,6 +15,10 @@ struct MBarrier final : Waitable {
     unsigned made_by = 0;                // thread that made it
     Site made_at = 0;
     ThreadSet waiting;
+    Meeting meeting;                     // what arrivals of this phase knew
+    Known ended;                         // what those of the last one did
+    uint32_t ended_step = 0, clock = 0;  // clock: of the copies that land here
+    int ended_by = -1;
     std::string name() const override;
     std::string state() const override;
 };

@@ -20,6 +20,7 @@ bool elect_one() {
 void fence_proxy_async() {
     block_state<AsyncProxy>().fence();
     block_state<MBarriers>().fence(self().index);
+    if (self().order) self().order->fence();
 }
 
 // Whoever waits for another block polls: give the others their turn.

@@ -1,4 +1,5 @@
 #include "tile.h"
+#include "../grid.h"
 #include "formats.h"
 #include <algorithm>
 #include <cstring>
@@ -84,6 +85,7 @@ std::vector<uint8_t> Tile::load(uint32_t shared_address, Site site) const {
         uint32_t begin = global.first * element_bytes, count = (global.end - global.first) * element_bytes;
         if (count) {
             access(global.global + begin, count, Access::read, site, Proxy::async);
+            if (block().counting) block().counts.bulk(Access::read, site, uint64_t(global.global + begin), count);
             memcpy(line.data() + begin, global.global + begin, count);
         }
         for (uint32_t o = 0; o < row_bytes(); o += 16)
@@ -101,6 +103,7 @@ void Tile::store(const std::vector<uint8_t>& image, uint32_t shared_address, boo
         uint32_t begin = global.first * element_bytes, end = global.end * element_bytes;
         if (begin == end) continue;
         access(global.global + begin, end - begin, add ? Access::atomic : Access::write, site, Proxy::async);
+        if (block().counting) block().counts.bulk(add ? Access::atomic : Access::write, site, uint64_t(global.global + begin), end - begin);
         if (!add) memcpy(global.global + begin, line.data() + begin, end - begin);
         else for (uint32_t o = begin; o < end; o += element_bytes) atomic_add(type, global.global + o, line.data() + o, site);
     }

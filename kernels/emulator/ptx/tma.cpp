@@ -31,6 +31,11 @@ static void load_into(const char* what, unsigned rank, void* s_tile, uint64_t* s
         fail("AsyncMisuse", site, "%s: the mbarrier was made without mbar_fence_init or fence_proxy_async, so TMA may not "
              "see it", what);
     auto use = block_state<InFlight>(there).begin(what, InFlight::Kind::writes, chunks_of(address, tile.bytes()), site);
+    if (RaceCheck* check = races()) {
+        check->start_write(self(), there, address, tile.bytes(), site, Toucher::tma_load);
+        note_meet(self(), Meet::start, mbarrier(there, on, site), mbarrier(there, on, site).phase, site, 0, -1);
+    }
+    const uint32_t started = self().order ? ++self().order->step : 0;
     memset(to, 0xFF, tile.bytes());
     block_state<AsyncProxy>(there).wrote(to, address, tile.bytes());
     defer(site, [=, &there] {
@@ -39,7 +44,12 @@ static void load_into(const char* what, unsigned rank, void* s_tile, uint64_t* s
         if (worker->grid.spec.checks & check_init) there.shared.mark_written(to, image.size());
         block_state<AsyncProxy>(there).wrote(to, address, tile.bytes());
         block_state<InFlight>(there).end(use);
-        land(there, mbarrier(there, on, site), long(tile.bytes()), site);
+        MBarrier& barrier = mbarrier(there, on, site);
+        if (RaceCheck* check = races()) {
+            check->land(there, address, tile.bytes(), site, barrier.clock, barrier.phase + 1);
+            barrier.meeting.publish(barrier.clock, barrier.phase + 1, started + 1, true);
+        }
+        land(there, barrier, long(tile.bytes()), site);
     });
 }
 
@@ -62,6 +72,7 @@ struct Stores final : State {
         Group open;
         std::deque<Group> groups;
         ThreadSet waiting;                    // this thread, or nobody
+        uint32_t committed = 0;               // groups
         bool finished(size_t pending, bool only_read) const {
             for (size_t i = 0; i + pending < groups.size(); ++i)
                 for (const auto& store : groups[i])
@@ -72,6 +83,13 @@ struct Stores final : State {
         std::string state() const override { return std::to_string(groups.size()) + " groups under way"; }
     };
     std::vector<OfThread> of = std::vector<OfThread>(1024);
+    std::map<unsigned, uint32_t> rows;        // of clocks, by warp: which groups its lanes have waited for
+
+    uint32_t row(unsigned warp) {
+        auto [at, is_new] = rows.emplace(warp, 0);
+        if (is_new) at->second = races()->new_row();
+        return at->second;
+    }
 
     void block_finished() override {
         for (const OfThread& thread : of)
@@ -115,6 +133,12 @@ static void start_store(const char* what, const Tile& tile, const void* source, 
     block_state<AsyncProxy>().read(source, store->address, tile.bytes(), what, site);
     store->image.assign(static_cast<const uint8_t*>(source), static_cast<const uint8_t*>(source) + tile.bytes());
     auto& thread = block_state<Stores>().of[self().index];
+    if (RaceCheck* check = races()) {
+        const uint16_t row = uint16_t(block_state<Stores>().row(self().warp));
+        Touch touch{RaceCheck::offset(site), thread.committed + 1, 1u << self().lane, row, Toucher::tma_store, false};
+        check->start_read({self().order}, block(), store->address, tile.bytes(), touch);
+        note_meet(self(), Meet::start, thread, thread.committed, site, 0, -1);
+    }
     thread.open.push_back(store);
     defer(site, [store, &thread, &block = block()] { read(store, thread, block); });
 }
@@ -174,12 +198,19 @@ void tma_commit() {
     auto& mine = block_state<Stores>().of[self().index];
     mine.groups.push_back(std::move(mine.open));
     mine.open.clear();
+    ++mine.committed;
 }
 
 void tma_wait(int pending, bool only_read) {
     Site site = EMU_SITE;
     auto& mine = block_state<Stores>().of[self().index];
     while (!mine.finished(size_t(pending), only_read)) wait_on(mine, mine.waiting, site);
+    if (RaceCheck* check = races()) {
+        const uint32_t waited_for = mine.committed - std::min(mine.committed, uint32_t(pending));
+        note_meet(self(), Meet::wait, mine, waited_for, site, self().order->step + 1, -1);
+        check->learning.learn(*self().order, block_state<Stores>().row(self().warp) * 32 + self().lane, waited_for);
+        ++self().order->step;
+    }
     if (!only_read)
         while (mine.groups.size() > size_t(pending)) mine.groups.pop_front();
 }

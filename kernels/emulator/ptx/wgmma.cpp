@@ -31,6 +31,7 @@ struct Product {
     bool accumulate;
     Site site;
     InFlight::Handle use;
+    uint32_t number = 0;                 // of the warpgroup's products
     bool done = false;
 };
 
@@ -52,6 +53,8 @@ struct Warpgroup final : Waitable {
     ThreadSet waiting;
     std::vector<InFlight::Handle> read;                  // by products that the current wait has handed back
     unsigned returned = 0;                               // warps that have come back from it
+    uint32_t issued = 0, retired = 0;                    // products, counted: started, handed back
+    uint32_t step = 0;                                   // of the newest one
 
     bool finished(size_t pending) const {
         for (size_t i = 0; i + pending < groups.size(); ++i)
@@ -244,6 +247,24 @@ static void reserve(Product& p) {
             proxy.read(operand->chunks[i], operand->addresses[i], 16, "the wgmma", p.site);
 }
 
+// The products read their operands until each warp has waited for them.
+static void watch(const Collective& call, const Product& p, Warpgroup& warpgroup) {
+    RaceCheck* check = races();
+    if (!check) return;
+    std::vector<const ThreadOrder*> starters;                // threads that know the same count once
+    for (unsigned t = 0; t < 128; ++t) {
+        const ThreadOrder* order = call.fiber(t).order;
+        const ThreadOrder* last = starters.empty() ? nullptr : starters.back();
+        if (!last || order->known != last->known || order->fenced != last->fenced) starters.push_back(order);
+    }
+    const uint32_t clock = check->tensor_clock(block().rank, call.first_warp);
+    Touch touch{RaceCheck::offset(p.site), p.number, 15u << clock % 32, uint16_t(clock / 32), Toucher::wgmma, false};
+    for (const Operand* operand : {&p.a, &p.b})
+        for (uint32_t address : operand->addresses) check->start_read(starters, block(), address, 16, touch);
+    for (unsigned t = 0; t < 128; t += 32) note_meet(call.fiber(t), Meet::start, warpgroup, p.number, p.site, 0, -1);
+    warpgroup.step = std::max(warpgroup.step, call.fiber(0).order->step) + 1;
+}
+
 // From here to the wait the accumulators hold NaN.
 static void take_over(Warpgroup& warpgroup, Accumulators& d, bool accumulate) {
     if (accumulate) gather(d);
@@ -275,7 +296,9 @@ static void issue(Collective& call) {
     } else {
         product->a = Operand("A", first.a, 64, first.a_mn_major, first.format, product->site);
     }
+    product->number = ++warpgroup.issued;
     reserve(*product);
+    watch(call, *product, warpgroup);
     if (d.under_way++ == 0) take_over(warpgroup, d, first.accumulate);
     warpgroup.open.push_back(std::move(product));
 }
@@ -318,6 +341,7 @@ static void retire(Warpgroup& warpgroup, size_t pending) {
     for (; warpgroup.groups.size() > pending; warpgroup.groups.pop_front())
         for (const auto& product : warpgroup.groups.front()) {
             warpgroup.read.push_back(product->use);
+            warpgroup.retired = product->number;
             Accumulators& d = *product->d;
             if (--d.under_way) continue;
             if (!poisoned(d))
@@ -369,6 +393,12 @@ void wgmma_wait(int pending) {
     Warpgroup& warpgroup = block_state<Warpgroups>().of[self().warp / 4];
     while (!warpgroup.finished(size_t(pending))) wait_on(warpgroup, warpgroup.waiting, site);
     retire(warpgroup, size_t(pending));
+    if (RaceCheck* check = races()) {
+        ThreadOrder& order = *self().order;
+        note_meet(self(), Meet::wait, warpgroup, warpgroup.retired, site, warpgroup.step, -1);
+        check->learning.learn(order, check->tensor_clock(block().rank, self().warp), warpgroup.retired);
+        order.step = std::max(order.step, warpgroup.step) + 1;
+    }
 }
 
 void wgmma_check_free(const void* registers) {
