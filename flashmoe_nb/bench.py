@@ -10,7 +10,7 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'interpolated',
            'with_deviation', 'swept_lengths', 'bench_lengths', 'public_calls', 'expert_layer', 'first_call',
            'first_calls', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite', 'Elsewhere', 'suite_exists',
-           'run_bench']
+           'SuiteFailed', 'run_bench']
 
 # %% ../nbs/04_bench.ipynb #8d081dc4
 import gc
@@ -694,7 +694,7 @@ SUITES = {
     "emulator": Suite("emulator_cost", "what emulating an attention step costs, no GPU speed", bench_emulator, False),
 }
 
-# %% ../nbs/04_bench.ipynb #8cac4b11
+# %% ../nbs/04_bench.ipynb #881ce04b
 def _summary(rows: Sequence[Mapping], most: int = 60) -> str:
     "Rows as a table of their short values, the first `most` of them."
     def short(value): return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -703,6 +703,9 @@ def _summary(rows: Sequence[Mapping], most: int = 60) -> str:
     lines = [{key: key for key in width}, *shown]
     text = "\n".join("  ".join(line.get(key, "").rjust(size) for key, size in width.items()) for line in lines)
     return text + (f"\n… and {len(rows) - most} more" if len(rows) > most else "")
+
+class SuiteFailed(RuntimeError):
+    "Suites ended with an exception, which has been printed."
 
 def _choose_suites(suites: Sequence[str] | None, on_gpu: bool) -> list[str]:
     "The suites to run. Raises `ValueError` for one that is unknown or does not exist yet."
@@ -713,12 +716,12 @@ def _choose_suites(suites: Sequence[str] | None, on_gpu: bool) -> list[str]:
     if suites: return [name for name in suites if on_gpu or not SUITES[name].needs_gpu]
     return [name for name, suite in SUITES.items() if suite.needs_gpu == on_gpu and suite_exists(suite)]
 
-# %% ../nbs/04_bench.ipynb #78d17ea1
+# %% ../nbs/04_bench.ipynb #f0e28333
 def run_bench(suites: Sequence[str] | None = None, output: str | Path | None = None, quick: bool = False) -> list[Path]:
     """Run suites of `SUITES` (default: all that this machine can run), print their rows, write a results file each.
 
     Files go to `output`; by default to `nbs/results` of the checkout if this is a full run on a GPU, else nowhere.
-    Returns the files written. Raises `ValueError` for an unknown suite, and at the end `RuntimeError` if one failed."""
+    Returns the files written. Raises `ValueError` for an unknown suite, and at the end `SuiteFailed` if one failed."""
     on_gpu = cuda.available_backend() == "cuda"
     chosen = _choose_suites(suites, on_gpu)
     if output is None and on_gpu and not quick: output = results_folder()
@@ -737,7 +740,7 @@ def run_bench(suites: Sequence[str] | None = None, output: str | Path | None = N
         if output: written.append(write_results(Path(output) / f"{suite.file}.json", rows, ceilings=measured))
     if not on_gpu: _say_what_is_missing()
     for path in written: print(f"wrote {path}")
-    if failed: raise RuntimeError(f"failed: {', '.join(failed)}")
+    if failed: raise SuiteFailed(f"failed: {', '.join(failed)}")
     return written
 
 def _say_what_is_missing():

@@ -287,7 +287,7 @@ def bench_moe(quick: bool = False) -> list[dict]:
         torch.cuda.empty_cache()
     return rows
 
-# %% ../nbs/87_moe_bench.ipynb #52dcb75e
+# %% ../nbs/87_moe_bench.ipynb #48893cda
 def torch_routing(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     "Softmax, top-k, renormalised, by torch."
     weights, ids = logits.float().softmax(-1).topk(top_k, -1)
@@ -299,9 +299,9 @@ def bench_parts(quick: bool = False) -> list[dict]:
     from flashmoe_nb.moe.routing import routing
     rows = []
     for shape in MODELS.values():
-        parts = {"routing": {"flashmoe_nb": partial(routing, top_k=shape.top_k), "torch": partial(torch_routing, top_k=shape.top_k)},
-                 "dispatch": {"flashmoe_nb": partial(dispatch, num_experts=shape.num_experts),
-                              "torch": partial(sort_pairs, num_experts=shape.num_experts)}}
+        routers, sorters = dict(flashmoe_nb=routing, torch=torch_routing), dict(flashmoe_nb=dispatch, torch=sort_pairs)
+        parts = {"routing": {name: partial(f, top_k=shape.top_k) for name, f in routers.items()},
+                 "dispatch": {name: partial(f, num_experts=shape.num_experts) for name, f in sorters.items()}}
         for num_tokens in (128,) if quick else TOKENS:
             logits = [torch.randn(num_tokens, shape.num_experts, device="cuda") for _ in range(3)]
             inputs = {"routing": logits, "dispatch": [torch_routing(x, shape.top_k)[1] for x in logits]}

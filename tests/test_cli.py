@@ -20,7 +20,7 @@ from flashmoe_nb import cli, cuda, runner
 from flashmoe_nb.runner import CHECK, MEASUREMENT, PLOTLY, PNG, Failure, Result, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "store", "export", "docs", "doctor", "bench")
+COMMANDS = ("run", "store", "export", "docs", "doctor", "bench", "tune")
 
 
 def write_notebook(path, *sources):
