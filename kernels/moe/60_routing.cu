@@ -1,22 +1,32 @@
 // Generated from nbs/60_routing.ipynb: edit the notebook, not this file.
 // Architectures: sm_80 sm_90a
 
-// Routing: a warp scores one token's experts and picks the best top_k, the lower id first among equals.
+// Routing: a warp ranks one token's experts and picks the best top_k, the lower id first among equals.
+// route_kernel: logits -> topk_weights, topk_ids. balance_*_kernel: how evenly the experts are used.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include "common/ptx/basic.h"
 #include "common/ptx/convert.h"
 
-template <class Logit_, int PER_LANE_, bool SIGMOID_>
+enum class Choice { CHAMPIONS, SHUFFLES };
+
+template <class Logit_, int PER_LANE_, Choice CHOICE_ = Choice::CHAMPIONS>
 struct Config {
     using Logit = Logit_;
-    static constexpr int PER_LANE = PER_LANE_;  // experts a lane looks after: lane, lane + 32, ...
-    static constexpr bool SIGMOID = SIGMOID_;   // else softmax over all experts
-    static constexpr int WARPS = 4;             // tokens of a block
+    static constexpr int PER_LANE = PER_LANE_;    // neighbouring experts in a lane's share
+    static constexpr Choice CHOICE = CHOICE_;
+    static constexpr int EXPERTS = 32 * PER_LANE; // num_experts, or a little more
+    static constexpr int WARPS = 4;               // tokens of a block
     static_assert(PER_LANE >= 1 && PER_LANE <= 16, "up to 512 experts");
 };
 
+template <class C>
+struct SharedStorage {
+    alignas(16) uint32_t rank[C::WARPS][C::EXPERTS];  // of a token's experts; 0: taken, or not there
+};
+
 constexpr float LOG2E = 1.44269504f;
+constexpr unsigned ALL = ~0u;  // lanes
 
 __device__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
@@ -24,6 +34,93 @@ __device__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ uint32_t rank_of(float x) {
     const uint32_t bits = __float_as_uint(isnan(x) ? minus_infinity() : x + 0.f);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ float value_of(uint32_t rank) { return __uint_as_float(rank >> 31 ? rank ^ 0x80000000u : ~rank); }
+
+// The largest of the warp's numbers; NaN counts as -inf.
+__device__ float largest_of_warp(float x) { return value_of(__reduce_max_sync(ALL, rank_of(x))); }
+
+__device__ int first_lane_where(bool condition) { return __ffs(__ballot_sync(ALL, condition)) - 1; }
+
+__device__ float sum_over_warp(float x) {
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL, x, distance);
+    return x;
+}
+
+// score = 2^(logit log2(e) - shift) * scale
+struct Softmax {
+    float shift, scale;
+    __device__ float score(float logit) const { return ptx::ex2(logit * LOG2E - shift) * scale; }
+};
+
+__device__ float sigmoid(float logit) { return ptx::rcp(1.f + ptx::ex2(-logit * LOG2E)); }
+
+// Lanes hold the logits of experts lane, lane + 32, ...
+template <class C>
+__device__ Softmax softmax_of(const float (&logits)[C::PER_LANE], int num_experts) {
+    float largest = minus_infinity(), sum = 0.f;
+    for (int i = 0; i < C::PER_LANE; ++i) largest = fmaxf(largest, logits[i]);  // skips NaN; the sum does not
+    Softmax softmax = {largest_of_warp(largest) * LOG2E, 1.f};
+    for (int i = 0; i < C::PER_LANE; ++i)
+        if (int(threadIdx.x % 32) + 32 * i < num_experts) sum += softmax.score(logits[i]);
+    softmax.scale = 1.f / sum_over_warp(sum);
+    return softmax;
+}
+
+// Ranks of a token's experts, into s_rank. Returns what its softmax needs.
+template <class C>
+__device__ Softmax rank_experts(const typename C::Logit* logits, const float* bias, uint32_t* s_rank, int num_experts,
+                                bool is_sigmoid, bool by_score) {
+    const int lane_idx = threadIdx.x % 32;
+    float r_logits[C::PER_LANE];
+#pragma unroll
+    for (int i = 0; i < C::PER_LANE; ++i) {
+        const int expert = lane_idx + 32 * i;
+        r_logits[i] = expert < num_experts ? float(logits[expert]) : minus_infinity();
+    }
+    Softmax softmax = {0.f, 1.f};
+    if (!is_sigmoid) softmax = softmax_of<C>(r_logits, num_experts);
+#pragma unroll
+    for (int i = 0; i < C::PER_LANE; ++i) {
+        const int expert = lane_idx + 32 * i;
+        float key = r_logits[i];
+        if (by_score) key = is_sigmoid ? sigmoid(key) : softmax.score(key);
+        if (bias && expert < num_experts) key += bias[expert];
+        s_rank[expert] = expert < num_experts ? rank_of(key) : 0;
+    }
+    __syncwarp();  // from here on lanes read each other's ranks
+    return softmax;
+}
+
+// Cross out all experts but those of the topk_group groups whose group_best best keys have the largest sum.
+__device__ void keep_best_groups(uint32_t* s_rank, int num_experts, int n_group, int topk_group, int group_best) {
+    const int lane_idx = threadIdx.x % 32, size = num_experts / n_group;
+    uint32_t group_rank = 0;  // lane g: of group g
+    for (int group = 0; group < n_group; ++group) {
+        uint32_t first = 0, second = 0;  // the two best that this lane has seen
+        for (int i = lane_idx; i < size; i += 32) {
+            const uint32_t rank = s_rank[group * size + i];
+            second = max(second, min(first, rank));
+            first = max(first, rank);
+        }
+        const uint32_t best = __reduce_max_sync(ALL, first);
+        float score = value_of(best);
+        if (group_best == 2) {
+            const bool owner = lane_idx == first_lane_where(first == best);
+            score += value_of(__reduce_max_sync(ALL, owner ? second : first));
+        }
+        if (lane_idx == group) group_rank = rank_of(score);
+    }
+    unsigned kept = 0;
+    for (int i = 0; i < topk_group; ++i) {
+        const int group = first_lane_where(group_rank == __reduce_max_sync(ALL, group_rank));
+        kept |= 1u << group;
+        if (lane_idx == group) group_rank = 0;
+    }
+    for (int expert = lane_idx; expert < num_experts; expert += 32)
+        if (!(kept >> expert / size & 1)) s_rank[expert] = 0;
+    __syncwarp();  // a lane's share is crossed out by other lanes
 }
 
 struct Best {
@@ -35,62 +132,145 @@ __device__ Best better(Best a, Best b) {
     return b.rank > a.rank || (b.rank == a.rank && b.expert < a.expert) ? b : a;
 }
 
-__device__ float sum_over_warp(float x) {
-    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
-    return x;
-}
-
-// 1 / sum of exp(logit - shift) over all experts, in `scale`; the largest logit in `shift`.
+// Lane j returns the j-th choice.
 template <class C>
-__device__ void softmax_of(const float (&logits)[C::PER_LANE], int num_experts, float& shift, float& scale) {
-    shift = minus_infinity();
-    for (int i = 0; i < C::PER_LANE; ++i) shift = fmaxf(shift, logits[i]);  // skips NaN; the sum does not
-    for (int distance = 16; distance > 0; distance /= 2) shift = fmaxf(shift, __shfl_xor_sync(~0u, shift, distance));
-    float sum = 0.f;
-    for (int i = 0; i < C::PER_LANE; ++i)
-        if (int(threadIdx.x % 32) + 32 * i < num_experts) sum += ptx::ex2((logits[i] - shift) * LOG2E);
-    scale = 1.f / sum_over_warp(sum);
-}
-
-template <class C>
-__global__ void __launch_bounds__(32 * C::WARPS)
-    route_kernel(const typename C::Logit* logits, float* topk_weights, int* topk_ids, int num_tokens, int num_experts,
-                 int top_k, int renormalize) {
-    const int token = blockIdx.x * C::WARPS + threadIdx.x / 32, lane_idx = threadIdx.x % 32;
-    if (token >= num_tokens) return;
-    logits += (long long)token * num_experts;
-    float r_logits[C::PER_LANE];
+__device__ int choose_by_shuffles(const uint32_t* s_rank, int top_k) {
+    const int lane_idx = threadIdx.x % 32;
     uint32_t r_rank[C::PER_LANE];
+    int expert = 0;
 #pragma unroll
-    for (int i = 0; i < C::PER_LANE; ++i) {
-        const int expert = lane_idx + 32 * i;
-        r_logits[i] = expert < num_experts ? float(logits[expert]) : minus_infinity();
-        r_rank[i] = expert < num_experts ? rank_of(r_logits[i]) : 0;
-    }
-    float shift = 0.f, scale = 1.f;
-    if constexpr (!C::SIGMOID) softmax_of<C>(r_logits, num_experts, shift, scale);
-
-    int expert = 0;  // lane j keeps the j-th choice
+    for (int i = 0; i < C::PER_LANE; ++i) r_rank[i] = s_rank[lane_idx + 32 * i];
     for (int choice = 0; choice < top_k; ++choice) {
         Best best = {0, 0};
 #pragma unroll
         for (int i = 0; i < C::PER_LANE; ++i) best = better(best, {r_rank[i], lane_idx + 32 * i});
         for (int distance = 16; distance > 0; distance /= 2)
-            best = better(best, {__shfl_xor_sync(~0u, best.rank, distance), __shfl_xor_sync(~0u, best.expert, distance)});
+            best = better(best, {__shfl_xor_sync(ALL, best.rank, distance), __shfl_xor_sync(ALL, best.expert, distance)});
 #pragma unroll
         for (int i = 0; i < C::PER_LANE; ++i)
             if (best.expert == lane_idx + 32 * i) r_rank[i] = 0;
         if (lane_idx == choice) expert = best.expert;
     }
+    return expert;
+}
 
-    float weight = 0.f;
-    if (lane_idx < top_k) {
-        const float logit = float(logits[expert]);
-        weight = C::SIGMOID ? 1.f / (1.f + ptx::ex2(-logit * LOG2E)) : ptx::ex2((logit - shift) * LOG2E) * scale;
+// Lane j returns the j-th choice. s_rank is used up.
+template <class C>
+__device__ int choose_by_champions(uint32_t* s_rank, int top_k) {
+    const int lane_idx = threadIdx.x % 32, place = lane_idx % C::PER_LANE;
+    uint32_t champion = 0;  // the best of this lane's share
+    int expert = 0;
+#pragma unroll
+    for (int i = 0; i < C::PER_LANE; ++i) champion = max(champion, s_rank[lane_idx * C::PER_LANE + i]);
+    for (int choice = 0; choice < top_k; ++choice) {
+        const uint32_t best = __reduce_max_sync(ALL, champion);
+        const int owner = first_lane_where(champion == best);
+        uint32_t* s_share = s_rank + owner * C::PER_LANE;
+        uint32_t rank = s_share[place];
+        const int chosen = first_lane_where(rank == best);  // its place, as all lanes below PER_LANE are
+        if (place == chosen) {
+            rank = 0;
+            s_share[place] = 0;
+        }
+        const uint32_t next = __reduce_max_sync(ALL, rank);
+        if (lane_idx == owner) champion = next;
+        if (lane_idx == choice) expert = owner * C::PER_LANE + chosen;
+        __syncwarp();  // the next choice may look at this share again, and must see what was crossed out
     }
-    if (renormalize) weight /= sum_over_warp(weight);
+    return expert;
+}
+
+template <class C>
+__device__ float weight_of(const typename C::Logit* logits, int expert, bool is_chosen, Softmax softmax, bool is_sigmoid,
+                           bool renormalize) {
+    const float logit = is_chosen ? float(logits[expert]) : minus_infinity();
+    float weight;
+    if (is_sigmoid) {
+        const float shift = renormalize ? fminf(0.f, largest_of_warp(logit)) * LOG2E : 0.f;
+        weight = ptx::rcp(ptx::ex2(shift) + ptx::ex2(shift - logit * LOG2E));
+    } else {
+        weight = softmax.score(logit);
+    }
+    if (!is_chosen) weight = 0.f;
+    return renormalize ? weight / sum_over_warp(weight) : weight;
+}
+
+template <class C>
+__global__ void __launch_bounds__(32 * C::WARPS)
+    route_kernel(const typename C::Logit* logits,  // [num_tokens, num_experts]
+                 const float* bias,                // [num_experts] or null
+                 float* topk_weights, int* topk_ids, int num_tokens, int num_experts, int top_k, int is_sigmoid,
+                 int renormalize, int n_group, int topk_group, int group_best, float scaling) {
+    __shared__ SharedStorage<C> s;
+    const int warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32, token = blockIdx.x * C::WARPS + warp_idx;
+#if __CUDA_ARCH__ >= 900
+    ptx::griddep_launch_dependents();  // what follows may start; it waits before it reads
+    ptx::griddep_wait();               // what comes before may still write the logits
+#endif
+    if (token >= num_tokens) return;
+    logits += (long long)token * num_experts;
+    uint32_t* s_rank = s.rank[warp_idx];
+    const Softmax softmax = rank_experts<C>(logits, bias, s_rank, num_experts, is_sigmoid, bias || n_group > 1);
+    if (n_group > 1) keep_best_groups(s_rank, num_experts, n_group, topk_group, group_best);
+    const int expert = C::CHOICE == Choice::CHAMPIONS ? choose_by_champions<C>(s_rank, top_k)
+                                                      : choose_by_shuffles<C>(s_rank, top_k);
+    const float weight = weight_of<C>(logits, expert, lane_idx < top_k, softmax, is_sigmoid, renormalize);
     if (lane_idx < top_k) {
-        topk_weights[token * top_k + lane_idx] = weight;
-        topk_ids[token * top_k + lane_idx] = expert;
+        topk_weights[(long long)token * top_k + lane_idx] = weight * scaling;
+        topk_ids[(long long)token * top_k + lane_idx] = expert;
+    }
+}
+
+constexpr int BALANCE_WARPS = 8, MAX_EXPERTS = 512;
+
+template <class Logit>
+__global__ void __launch_bounds__(32 * BALANCE_WARPS)
+    balance_sums_kernel(const Logit* logits, const int* topk_ids, float* score_sums, int* counts, int num_tokens,
+                        int num_experts, int top_k, int is_sigmoid) {
+    __shared__ float s_sum[BALANCE_WARPS][MAX_EXPERTS];
+    __shared__ int s_count[MAX_EXPERTS];
+    const int warp_idx = threadIdx.x / 32, lane_idx = threadIdx.x % 32;
+    for (int i = threadIdx.x; i < BALANCE_WARPS * MAX_EXPERTS; i += blockDim.x) s_sum[0][i] = 0.f;
+    for (int i = threadIdx.x; i < MAX_EXPERTS; i += blockDim.x) s_count[i] = 0;
+    __syncthreads();  // sums and counts are zero before any warp adds to them
+    for (long long token = blockIdx.x * BALANCE_WARPS + warp_idx; token < num_tokens; token += gridDim.x * BALANCE_WARPS) {
+        const Logit* row = logits + token * num_experts;
+        Softmax softmax = {0.f, 1.f};
+        float sum = 0.f, largest = minus_infinity();
+        for (int e = lane_idx; e < num_experts && !is_sigmoid; e += 32) largest = fmaxf(largest, float(row[e]));
+        softmax.shift = largest_of_warp(largest) * LOG2E;
+        for (int e = lane_idx; e < num_experts; e += 32) sum += is_sigmoid ? sigmoid(row[e]) : softmax.score(row[e]);
+        softmax.scale = 1.f / sum_over_warp(sum);
+        for (int e = lane_idx; e < num_experts; e += 32)
+            s_sum[warp_idx][e] += is_sigmoid ? sigmoid(row[e]) * softmax.scale : softmax.score(row[e]);
+        if (lane_idx < top_k) atomicAdd(&s_count[topk_ids[token * top_k + lane_idx]], 1);
+    }
+    __syncthreads();  // every warp has added all of its tokens
+    for (int e = threadIdx.x; e < num_experts; e += blockDim.x) {
+        float sum = 0.f;
+        for (int warp = 0; warp < BALANCE_WARPS; ++warp) sum += s_sum[warp][e];
+        score_sums[blockIdx.x * num_experts + e] = sum;
+        counts[blockIdx.x * num_experts + e] = s_count[e];
+    }
+}
+
+// loss = num_experts * sum over experts of (its share of all choices) * (its mean score). One block.
+__global__ void __launch_bounds__(MAX_EXPERTS)
+    balance_loss_kernel(const float* score_sums, const int* counts, float* loss, int blocks, int num_tokens, int num_experts,
+                        int top_k) {
+    __shared__ float s_sum[MAX_EXPERTS / 32];
+    float score = 0.f;
+    long long count = 0;
+    for (int block = 0; block < blocks && threadIdx.x < num_experts; ++block) {
+        score += score_sums[block * num_experts + threadIdx.x];
+        count += counts[block * num_experts + threadIdx.x];
+    }
+    const float choices = float(num_tokens) * top_k;
+    const float part = sum_over_warp(score / num_tokens * (float(count) / choices));
+    if (threadIdx.x % 32 == 0) s_sum[threadIdx.x / 32] = part;
+    __syncthreads();  // one sum from each warp, for the first
+    if (threadIdx.x < 32) {
+        const float sum = sum_over_warp(threadIdx.x < MAX_EXPERTS / 32 ? s_sum[threadIdx.x] : 0.f);
+        if (threadIdx.x == 0) *loss = sum * num_experts;
     }
 }
