@@ -340,7 +340,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #6acd4e0a
+# %% ../nbs/06_emulator.ipynb #89650002
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -413,7 +413,7 @@ class Meet(NamedTuple):
 class Report:
     """What a checked or traced launch saw. `accesses`: checked ones, to global and shared memory;
     `collectives`: shuffles, votes and other instructions of a warp; `switches`: from thread to thread.
-    `races`, `traffic`, `waits`, `meets`: what the checks found."""
+    `races`, `traffic`, `waits`, `meets`: lists of what the checks found."""
     kernel: str
     seconds: float
     switches: int
@@ -421,11 +421,8 @@ class Report:
     collectives: int
     accesses: int
     events: list[Event]
-    source: Source = dataclasses.field(repr=False)
-    traffic: list[Access]
-    races: list[Race]
-    waits: list[Wait]
-    meets: list[Meet]
+    source: Source
+    rows: str                    # of the runtime's report, read when they are asked for
 
     def __repr__(self):
         counts = ", ".join(f"{getattr(self, c):,} {c}" for c in ("switches", "barriers", "collectives", "accesses"))
@@ -440,7 +437,7 @@ def _events(trace: str, source: Source) -> list[Event]:
         events.append(Event(int(step), int(block), int(thread), what, name, _PLACE.sub(located, place)))
     return events
 
-# %% ../nbs/06_emulator.ipynb #573ab3ed
+# %% ../nbs/06_emulator.ipynb #1e2537b1
 _VERBS = {"thread": ("reads", "writes"), "atomic": ("updates", "updates"), "cp_async": ("cp.async reads", "cp.async writes"),
           "tma_load": ("tma_load reads", "tma_load writes"), "tma_store": ("tma_store reads", "tma_store writes"),
           "wgmma": ("wgmma reads", "wgmma writes")}
@@ -468,19 +465,28 @@ def _side(fields: list[str], source: Source) -> Side:
     else: threads = f"warp {warp}, lane{'s' * (bits.bit_count() > 1)} {_ranges(bits)}"
     return Side(what, _place(place, source), threads)
 
-def _rows(text: str, source: Source) -> dict:
-    "What the runtime's report says, as the fields of a `Report`."
-    traffic, races, waits, meets = [], [], [], []
-    for line in text.splitlines():
-        kind, *f = line.split("\t")
-        if kind == "A": traffic.append(Access(_place(f[0], source), f[1], f[2], *map(int, f[3:])))
-        elif kind == "R":
-            races.append(Race(f[0], _side(f[4:10], source), _side(f[10:16], source), f[2], int(f[1]), int(f[3])))
-        elif kind == "W": waits.append(Wait(_place(f[0], source), int(f[1]), f[2], *map(int, f[3:])))
-        else: meets.append(Meet(f[0], int(f[1]), int(f[2]), _place(f[3], source), f[4], *map(int, f[5:])))
-    return {"source": source, "traffic": traffic, "races": races, "waits": waits, "meets": meets}
+def _access(f, source): return Access(_place(f[0], source), f[1], f[2], *map(int, f[3:]))
+def _race(f, source): return Race(f[0], _side(f[4:10], source), _side(f[10:], source), f[2], int(f[1]), int(f[3]))
+def _wait(f, source): return Wait(_place(f[0], source), int(f[1]), f[2], *map(int, f[3:]))
+def _meet(f, source): return Meet(f[0], int(f[1]), int(f[2]), _place(f[3], source), f[4], *map(int, f[5:]))
 
-# %% ../nbs/06_emulator.ipynb #67f5755a
+def _rows(letter: str, read, doc: str) -> property:
+    "The rows of one kind, read once."
+    @functools.wraps(read)
+    def rows(report: Report) -> list:
+        found = (line.split("\t")[1:] for line in report.rows.splitlines() if line[0] == letter)
+        return [read(fields, report.source) for fields in found]
+    rows.__doc__ = doc
+    return functools.cached_property(rows)
+
+for name, rows in {"traffic": _rows("A", _access, "What each load, store and atomic of the source cost."),
+                   "races": _rows("R", _race, "Pairs of accesses that nothing orders; check \"race\"."),
+                   "waits": _rows("W", _wait, "Where warps wait; check \"race\"."),
+                   "meets": _rows("M", _meet, "Meetings of block 0, for a timeline; check \"race\".")}.items():
+    setattr(Report, name, rows)
+    rows.__set_name__(Report, name)
+
+# %% ../nbs/06_emulator.ipynb #a74ad35f
 class Built:
     "One kernel instance as a library of this machine. `signature`: its parameter types, as on the GPU."
 
@@ -497,17 +503,18 @@ class Built:
     def __repr__(self): return f"Built({self.source.path!r}, {self.name!r})"
 
     def launch(self, grid, block, args, smem: int = 0, *, check=(), seed: int | None = None, schedule: str = "forward",
-               workers: int | None = None, chip: str = "sm_90a", cluster=1, trace: bool = False) -> Report | None:
+               workers: int | None = None, chip: str = "sm_90a", cluster=1, trace: bool = False,
+               reports: list | None = None) -> Report | None:
         """Run the kernel on CPU tensors, numbers and `TensorMap`s.
 
         `check`: names from `CHECKS`; `schedule`: from `SCHEDULES`, `seed` makes it random; `workers`: OS threads
         (default: all cores); `chip`: whose limits hold; `cluster`: blocks that share a cluster; `trace`: record who
-        waits where. Returns a `Report` if a check or a trace was asked for. Raises `EmulatorError`; `TypeError` or
+        waits where. Returns a `Report` if a check or a trace was asked for, and appends it to `reports`. Raises `EmulatorError`; `TypeError` or
         `ValueError` before anything runs."""
         if _checks(check) and not self.instrumented:
             return build(self.source, self.name, self.defines, check=check).launch(
                 grid, block, args, smem, check=check, seed=seed, schedule=schedule, workers=workers, chip=chip,
-                cluster=cluster, trace=trace)
+                cluster=cluster, trace=trace, reports=reports)
         device = cuda.bind(self.signature, args, self.name)
         if device is not None and device.type != "cpu":
             raise ValueError(f"{self.name}: the emulator needs CPU tensors, not {device}")
@@ -517,7 +524,9 @@ class Built:
             spec.values, spec.arguments = ctypes.addressof(pointers), memory.handle
             report = self._run(spec, memory)
             memory.write_back()
-        return report if check or trace else None
+        if not check and not trace: return None
+        if reports is not None: reports.append(report)
+        return report
 
 # %% ../nbs/06_emulator.ipynb #459e225f
 def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, cluster, trace) -> _Spec:
@@ -542,7 +551,7 @@ def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, 
                  workers or len(os.sched_getaffinity(0)), sum({CHECKS[c] for c in check}) + (_COUNT if check else 0),
                  trace, seed or 0)
 
-# %% ../nbs/06_emulator.ipynb #add91074
+# %% ../nbs/06_emulator.ipynb #48fa7113
 def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
     "Start, wait, and turn what the runtime says into a report, output or an error."
     runtime, started = self._runtime, time.perf_counter()
@@ -565,6 +574,7 @@ def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
     finally:
         runtime.emu_free_launch(launch)
     seconds = time.perf_counter() - started
-    return Report(self.name, seconds, *(getattr(counters, name) for name, _ in counters._fields_), events, **_rows(rows, self.source))
+    return Report(self.name, seconds, *(getattr(counters, name) for name, _ in counters._fields_), events,
+                  self.source, rows)
 
 Built._spec, Built._run = _spec, _run_launch

@@ -108,7 +108,10 @@ static void note_error(Grid& grid, std::unique_ptr<Error> error) {
 
 void met(Block& block, unsigned warp, uint32_t lanes) {
     const Warp& w = block.warps[warp];
-    if (lanes == (w.present & ~w.exited)) block.counts.meet(warp);
+    if (lanes != (w.present & ~w.exited)) return;
+    block.counts.meet(warp);
+    if (!block.cluster->races) return;
+    for (; lanes; lanes &= lanes - 1) ++block.fibers[warp * 32 + unsigned(__builtin_ctz(lanes))].order->exchanges;
 }
 
 static void merge_races(std::map<std::string, FoundRace>& all, const RaceCheck& races) {
@@ -135,6 +138,7 @@ static void collect_reports(Block& block) {
     }
     grid.meets.insert(grid.meets.end(), block.timeline.kept().begin(), block.timeline.kept().end());
     block.timeline.clear();
+    if (block.rank == 0 && block.cluster->races) block.cluster->races->settle();
     if (block.rank == 0 && block.cluster->races) merge_races(grid.races, *block.cluster->races);
 }
 

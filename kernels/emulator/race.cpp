@@ -3,6 +3,7 @@
 #include "grid.h"
 #include "module.h"
 #include <algorithm>
+#include <cstring>
 
 namespace emu {
 
@@ -73,6 +74,7 @@ RaceCheck::Cell* RaceCheck::split(Cell& cell) {
 
 // Whole words where nobody has ever touched a part of one.
 template <class Visit> void RaceCheck::each_cell(Block& owner, uint32_t address, unsigned bytes, Visit visit) {
+    if (!doubtful_.empty()) settle();
     Shadow& shadow = shadows_[owner.rank];
     address -= SharedMemory::first_address;
     const uint32_t end = address + bytes;
@@ -87,9 +89,13 @@ template <class Visit> void RaceCheck::each_cell(Block& owner, uint32_t address,
     }
 }
 
+static bool same_reads(const Touch& a, const Touch& b) {
+    return a.row == b.row && a.time == b.time && a.site == b.site && a.by == b.by && a.exchanges == b.exchanges;
+}
+
 void RaceCheck::add_read(Cell& cell, const Touch& touch) {
     Touch& newest = cell.read;
-    if (newest.row == touch.row && newest.time == touch.time && newest.by == touch.by && newest.site == touch.site) {
+    if (same_reads(newest, touch)) {
         newest.lanes |= touch.lanes;
         return;
     }
@@ -108,7 +114,7 @@ void RaceCheck::add_read(Cell& cell, const Touch& touch) {
             if (other.row == touch.row && other.by == touch.by) other.lanes &= ~touch.lanes;
         others.erase(std::remove_if(others.begin(), others.end(), [](const Touch& t) { return t.lanes == 0; }), others.end());
         for (Touch& other : others)
-            if (other.row == touch.row && other.time == touch.time && other.by == touch.by && other.site == touch.site) {
+            if (same_reads(other, touch)) {
                 other.lanes |= touch.lanes;
                 return;
             }
@@ -139,15 +145,33 @@ void RaceCheck::check_write(const Cell& cell, const ThreadOrder& thread, const T
                             uint32_t address) {
     if (!cell.write.lanes || ordered(cell.write, thread)) return;
     if (cell.write.by == Toucher::atomic && touch.by == Toucher::atomic) return;
-    report(writes ? "write after write" : "read after write", cell.write, true, touch, writes, owner, address);
+    const bool one_instruction = writes && cell.write.site == touch.site && cell.write.row == touch.row &&
+                                 cell.write.exchanges == touch.exchanges && touch.by == Toucher::thread;
+    if (!one_instruction) return report(writes ? "write after write" : "read after write", cell.write, true, touch, writes, owner, address);
+    doubtful_.push_back({cell.write, touch, &owner, address, {}});
+    memcpy(doubtful_.back().before, owner.shared.pointer(address & ~3u), 4);
+}
+
+void RaceCheck::settle() {
+    for (const Doubtful& d : doubtful_)
+        if (memcmp(d.before, d.owner->shared.pointer(d.address & ~3u), 4) != 0)
+            report("write after write", d.first, true, d.second, true, *d.owner, d.address);
+    doubtful_.clear();
+}
+
+// A lane that comes out of a shuffle or vote finds the loads done that other lanes made before it: the warp issues them in
+// order. It does not find their stores.
+static bool read_before_exchange(const Touch& read, const ThreadOrder& thread, const Touch& touch) {
+    return touch.by == Toucher::thread && read.by == Toucher::thread && read.row == thread.index / 32 &&
+           read.exchanges < thread.exchanges;
 }
 
 void RaceCheck::check_reads(const Cell& cell, const ThreadOrder& thread, const Touch& touch, Block& owner, uint32_t address) {
-    if (cell.read.lanes && !ordered(cell.read, thread))
+    if (cell.read.lanes && !ordered(cell.read, thread) && !read_before_exchange(cell.read, thread, touch))
         return report("write after read", cell.read, false, touch, true, owner, address);
     if (!cell.more) return;
     for (const Touch& read : more_[cell.more])
-        if (read.lanes && !ordered(read, thread))
+        if (read.lanes && !ordered(read, thread) && !read_before_exchange(read, thread, touch))
             return report("write after read", read, false, touch, true, owner, address);
 }
 
@@ -165,7 +189,7 @@ void RaceCheck::check_proxy(const Cell& cell, const ThreadOrder& thread, const T
 // ---- accesses ----
 
 static Touch touch_of(const Fiber& fiber, const ThreadOrder& order, Site site, Toucher by) {
-    return {RaceCheck::offset(site), order.time, 1u << fiber.lane, uint16_t(order.index / 32), by, false};
+    return {RaceCheck::offset(site), order.time, 1u << fiber.lane, order.exchanges, uint16_t(order.index / 32), by, false};
 }
 
 void RaceCheck::read(const Fiber& fiber, Block& owner, uint32_t address, unsigned bytes, Site site) {

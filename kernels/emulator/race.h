@@ -17,6 +17,7 @@ struct Touch {                          // an access of some lanes of one row of
     uint32_t site = 0;                  // offset in the module
     uint32_t time = 0;
     uint32_t lanes = 0;
+    uint32_t exchanges = 0;             // of the thread: see ThreadOrder
     uint16_t row = 0;
     Toucher by = Toucher::thread;
     bool ended = false;                 // a copy that has landed
@@ -55,6 +56,8 @@ public:
     // Reads through the async proxy that threads have started together: they end when the row's lanes reach `time`.
     void start_read(const std::vector<const ThreadOrder*>& starters, Block& owner, uint32_t address, unsigned bytes, Touch touch);
 
+    void settle();                                       // looks what the last store that may have been harmless has stored
+
     static uint32_t offset(Site site);                   // in the module
     const std::map<std::string, FoundRace>& found() const { return found_; }
     unsigned rows_of_block() const { return rows_; }
@@ -86,6 +89,10 @@ private:
     std::vector<uint32_t> free_more_;
     std::vector<std::vector<Cell>> bytes_{1};
     std::map<std::string, FoundRace> found_;
+
+    // Lanes that store the same value to the same place in one instruction do no harm. The value is seen one access later.
+    struct Doubtful { Touch first, second; Block* owner; uint32_t address; unsigned char before[4]; };
+    std::vector<Doubtful> doubtful_;
 };
 
 // The calling block's, or null where races are not looked for.

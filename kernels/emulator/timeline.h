@@ -26,7 +26,7 @@ struct Waits { uint64_t count = 0, held = 0, steps = 0; std::string object; };  
 
 class Timeline {
 public:
-    static constexpr size_t most_meets = 20000;
+    static constexpr size_t most_meets = 8000;
     void start(unsigned warps, bool keep);           // for a block; keep: its meets, not only their sums
     void add(const Meet& meet, const Waitable& object);
 

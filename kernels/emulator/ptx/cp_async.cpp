@@ -15,6 +15,7 @@ struct Copy {
     bool valid, done;
     Site site;
     InFlight::Handle use;
+    uint64_t* counted_by = nullptr;      // the mbarrier that the first cp_async_mbar_arrive after it named
 };
 
 // The copies of each thread, the groups they are in, and how many of a thread's groups have completed.
@@ -89,12 +90,16 @@ void cp_async_mbar_arrive(uint64_t* s_barrier) {
     mbarrier(block(), s_barrier, site);
     auto& mine = block_state<Copies>().of[self().index];
     std::vector<Copy*> copies;
-    for (Copy& copy : mine.under_way) copies.push_back(&copy);
+    for (Copy& copy : mine.under_way) {
+        copies.push_back(&copy);
+        if (!copy.counted_by) copy.counted_by = s_barrier;
+    }
     defer(site, [=] {
         MBarrier& barrier = mbarrier(block(), s_barrier, site);
         for (Copy* copy : copies) {
             perform(*copy);
-            land(*copy, barrier.clock, barrier.phase + 1);
+            const MBarrier& counter = mbarrier(block(), copy->counted_by, site);
+            land(*copy, counter.clock, counter.phase + 1);
         }
         if (races()) barrier.meeting.publish(barrier.clock, barrier.phase + 1, 0, false);
         arrive(block(), barrier, 1, site);

@@ -135,7 +135,7 @@ static void start_store(const char* what, const Tile& tile, const void* source, 
     auto& thread = block_state<Stores>().of[self().index];
     if (RaceCheck* check = races()) {
         const uint16_t row = uint16_t(block_state<Stores>().row(self().warp));
-        Touch touch{RaceCheck::offset(site), thread.committed + 1, 1u << self().lane, row, Toucher::tma_store, false};
+        Touch touch{RaceCheck::offset(site), thread.committed + 1, 1u << self().lane, 0, row, Toucher::tma_store, false};
         check->start_read({self().order}, block(), store->address, tile.bytes(), touch);
         note_meet(self(), Meet::start, thread, thread.committed, site, 0, -1);
     }
