@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'FAINT', 'PALETTE', 'BLUE', 'AMBER', 'GREEN', 'PURPLE', 'RED', 'TEAL', 'OLIVE', 'PINK', 'COLOURS',
-           'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'with_menu',
+           'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'short', 'with_menu',
            'plot_bars', 'with_slider']
 
 # %% ../nbs/03_plots.ipynb #5e7d7bf6
@@ -80,7 +80,7 @@ def plot_roofline(points: Sequence[Mapping], ceilings: Mapping[str, float], titl
                         hovertemplate=f"{name}<br>{speed:.3g} TFLOP/s, {speed / roof:.0%} of the roof<extra></extra>")
     return fig
 
-# %% ../nbs/03_plots.ipynb #59c2e9c5
+# %% ../nbs/03_plots.ipynb #b5b4983e
 def _case(row: Mapping, keys: Sequence[str]) -> str:
     "The menu's words for a row."
     words = {"causal": "causal" if row.get("causal") else "not causal"}
@@ -104,12 +104,12 @@ def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops
                             text=[_hover(r, y, ceiling) for r in line],
                             hovertemplate=f"{impl}, {x} %{{x}}<br>%{{y:.4g}} {unit}%{{text}}<extra></extra>")
     ticks = sorted({row[x] for row in rows})
-    fig.update_xaxes(tickvals=ticks, ticktext=[_short(t) for t in ticks])
+    fig.update_xaxes(tickvals=ticks, ticktext=[short(t) for t in ticks])
     fig.update_yaxes(rangemode="tozero")
     return with_menu(fig, cases) if len(cases) > 1 else fig
 
-# %% ../nbs/03_plots.ipynb #133cf704
-def _short(n: int) -> str: return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
+# %% ../nbs/03_plots.ipynb #1393ee7e
+def short(n: int) -> str: return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
 
 def _hover(row: Mapping, y: str, ceiling: float | None) -> str:
     "What a point says beside its height: median and spread where the row has them, percentage of the ceiling."
