@@ -1,7 +1,11 @@
-"""The attention steps and the inputs their tests share. A step is a module of flashmoe_nb.attention with a function of its name."""
+"""The attention steps and the inputs their tests share.
+
+A step is a module of flashmoe_nb.attention that lists its instances and has a function of its own name with the arguments
+that all steps share."""
 
 import hashlib
 import importlib
+import inspect
 import math
 import pkgutil
 
@@ -10,6 +14,7 @@ import torch
 import flashmoe_nb.attention
 from flashmoe_nb.attention import problem
 
+ARGUMENTS = ("q", "k", "v", "causal", "softmax_scale", "return_lse")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -17,8 +22,9 @@ def steps() -> dict:
     found = {}
     for info in pkgutil.iter_modules(flashmoe_nb.attention.__path__):
         module = importlib.import_module(f"flashmoe_nb.attention.{info.name}")
-        if hasattr(module, "instances"):
-            found[info.name] = getattr(module, info.name)
+        function = getattr(module, info.name, None)
+        if hasattr(module, "instances") and function and tuple(inspect.signature(function).parameters)[:6] == ARGUMENTS:
+            found[info.name] = function
     return found
 
 
@@ -70,5 +76,14 @@ def digest(x: torch.Tensor) -> str:
     return hashlib.sha256(x.contiguous().cpu().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def case_name(step: str, dtype: str, case) -> str:
-    return f"{step}-{dtype}-" + "x".join(str(int(n)) for n in case)
+def case_name(dtype: str, case) -> str:
+    return f"{dtype}-" + "x".join(str(int(n)) for n in case)
+
+
+def exact_digests(step: str, device) -> dict[str, str]:
+    "What a step gives for the exact cases. The sums are exact, so every right step gives the same."
+    return {
+        case_name(name, case): digest(STEPS[step](*exact_inputs(case, dtype, device), causal=case[-1], softmax_scale=EXACT_SCALE))
+        for name, dtype in DTYPES.items()
+        for case in EXACT_CASES
+    }

@@ -65,10 +65,10 @@ def test_checked_and_in_any_order(step):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", EXACT_CASES, ids=str)
 def test_bits_recorded_on_a_gpu(step, dtype, case):
-    recorded = json.loads(RECORDED.read_text())["digests"]
+    "The sums are exact: every step, on the GPU and on the emulator, gives the same bits."
     q, k, v = exact_inputs(case, DTYPES[dtype], "cpu")
     out = STEPS[step](q, k, v, causal=case[-1], softmax_scale=EXACT_SCALE)
-    assert digest(out) == recorded[case_name(step, dtype, case)]
+    assert digest(out) == json.loads(RECORDED.read_text())["digests"][case_name(dtype, case)]
 
 
 @each_step
@@ -79,9 +79,7 @@ def test_strides(step):
     expected = STEPS[step](q.contiguous(), k.contiguous(), v.contiguous(), causal=True)
     assert torch.equal(STEPS[step](q, k, v, causal=True), expected)
     one_head = k[:, :1]
-    assert torch.equal(
-        STEPS[step](q, one_head.expand(-1, 2, -1, -1), v), STEPS[step](q, one_head.repeat(1, 2, 1, 1), v)
-    )
+    assert torch.equal(STEPS[step](q, one_head.expand(-1, 2, -1, -1), v), STEPS[step](q, one_head.repeat(1, 2, 1, 1), v))
     odd = torch.zeros(1, 2, 40, 33).bfloat16()[..., 1:].copy_(q)
     assert torch.equal(STEPS[step](odd, k, v, causal=True), expected)
 
@@ -175,9 +173,7 @@ def test_bad_scale(function, scale, error):
 
 
 def test_a_chip_without_a_kernel(monkeypatch):
-    kernel = cuda.compile(
-        "attention/20_online_softmax.cu", "attention_online_kernel<Config<__nv_bfloat16, 64, 64, 32>>"
-    )
+    kernel = cuda.compile("attention/20_online_softmax.cu", "attention_online_kernel<Config<__nv_bfloat16, 64, 64, 32>>")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     with pytest.raises(NotImplementedError, match="sm_70.*sm_75"):
         kernel._load(0)
@@ -202,9 +198,7 @@ class TestOperations:
         flash_attention_science(q, k, v, causal=True).float().square().sum().backward()
         assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
 
-    @pytest.mark.parametrize(
-        "name, value", [("dropout_p", 0.1), ("window_size", (8, 0)), ("softcap", 20.0), ("alibi_slopes", q)]
-    )
+    @pytest.mark.parametrize("name, value", [("dropout_p", 0.1), ("window_size", (8, 0)), ("softcap", 20.0), ("alibi_slopes", q)])
     def test_refuses_what_no_kernel_does(self, name, value):
         with pytest.raises(NotImplementedError, match=name):
             flash_attn_func(*(x.transpose(1, 2) for x in good()), **{name: value})

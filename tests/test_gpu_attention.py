@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_cases import DTYPES, EXACT_CASES, EXACT_SCALE, STEPS, case_name, digest, exact_inputs, poisoned_outputs
+from attention_cases import DTYPES, STEPS, exact_digests, poisoned_outputs
 
-from flashmoe_nb import cuda, emulator, flash_attention_science, flash_attn_func, reference
+from flashmoe_nb import bench, cuda, emulator, flash_attention_science, flash_attn_func, reference
 
 pytestmark = pytest.mark.gpu
 RECORDED = Path(__file__).parent / "recorded" / "attention_exact.json"
@@ -71,16 +71,79 @@ def test_agrees_with_the_emulator(step, dtype):
     torch.testing.assert_close(gpu_lse.cpu(), cpu_lse, atol=1e-5, rtol=1e-5)
 
 
-def test_bits_of_exact_sums():
-    "The GPU gives the recorded bits, which the emulator's tests replay. RECORD=1 writes them."
-    digests = {}
-    for step, function in STEPS.items():
-        for dtype, torch_dtype in DTYPES.items():
-            for case in EXACT_CASES:
-                q, k, v = exact_inputs(case, torch_dtype, "cuda")
-                digests[case_name(step, dtype, case)] = digest(
-                    function(q, k, v, causal=case[-1], softmax_scale=EXACT_SCALE)
-                )
+@each_step
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_around_the_edges_of_tiles(step, head_dim, causal):
+    "One less, as many and one more than the sizes that tiles have, in queries and in keys."
+    for edge in (16, 32, 48, 64, 80, 96, 128, 144, 176, 192, 256, 320, 384):
+        for length in (edge - 1, edge, edge + 1):
+            for seqlen_q, seqlen_k in ((length, 150), (70, length), (length, length)):
+                q, k, v = reference.attention_inputs(1, 2, seqlen_q, head_dim, seqlen_k=seqlen_k, device="cuda")
+                out, lse = STEPS[step](q, k, v, causal=causal, return_lse=True)
+                reference.check_attention(out, q, k, v, lse=lse, causal=causal, name=step)
+
+
+@each_step
+@pytest.mark.parametrize("batch, num_heads", [(1, 4096), (4096, 1), (64, 64)])
+def test_many_heads(step, batch, num_heads):
+    q, k, v = reference.attention_inputs(batch, num_heads, 40, 64, device="cuda")
+    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    reference.check_attention(out, q, k, v, lse=lse, causal=True, name=step)
+
+
+@each_step
+@pytest.mark.parametrize("group", [1, 2, 8, 16])
+def test_grouped_heads(step, group):
+    for head_dim in (64, 128, 256):
+        q, k, v = reference.attention_inputs(2, 16, 150, head_dim, num_heads_k=16 // group, device="cuda")
+        out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+        reference.check_attention(out, q, k, v, lse=lse, causal=True, name=step)
+
+
+@each_step
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_long_sequences(step, head_dim):
+    "131,072 keys: few queries against all of them, and under a causal mask as many queries, of which some are checked."
+    seqlen = 131_072
+    q, k, v = reference.attention_inputs(1, 1, seqlen, head_dim, device="cuda")
+    few = q[:, :, :70]
+    out, lse = STEPS[step](few, k, v, return_lse=True)
+    reference.check_attention(out, few, k, v, lse=lse, name=step)
+    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    for end in (100, 65_536, seqlen):  # these rows see the keys before `end`
+        rows, seen = slice(end - 100, end), slice(0, end)
+        arguments = (out[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen])
+        reference.check_attention(*arguments, lse=lse[:, :, rows], causal=True, name=step)
+
+
+@each_step
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores(step, dtype):
+    "Scores up to 10,000 in size: in most rows one key takes all of the weight."
+    for head_dim in (64, 128, 256):
+        q, k, v = reference.attention_inputs(1, 2, 300, head_dim, dtype=DTYPES[dtype], device="cuda")
+        q, k = (x * math.sqrt(2000 / math.sqrt(head_dim)) for x in (q, k))
+        assert 5_000 < (q.double() @ k.double().mT).abs().max() < 20_000
+        out, lse = STEPS[step](q, k, v, softmax_scale=1.0, causal=True, return_lse=True)
+        reference.check_attention(out, q, k, v, lse=lse, softmax_scale=1.0, causal=True, unit_normal=False, name=step)
+
+
+@each_step
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_rows_that_see_no_key(step, head_dim):
+    q, k, v = reference.attention_inputs(2, 2, 700, head_dim, seqlen_k=3, device="cuda")
+    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    assert (out[:, :, :697] == 0).all() and (lse[:, :, :697] == -math.inf).all()
+    reference.check_attention(out, q, k, v, lse=lse, causal=True, name=step)
+    out, lse = STEPS[step](q, k[:, :, :0], v[:, :, :0], return_lse=True)
+    assert (out == 0).all() and (lse == -math.inf).all()
+
+
+@each_step
+def test_bits_of_exact_sums(step):
+    "Every step gives the recorded bits, which the emulator's tests replay. RECORD=1 writes them."
+    digests = exact_digests(step, "cuda")
     if os.environ.get("RECORD"):
         RECORDED.parent.mkdir(exist_ok=True)
         RECORDED.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "digests": digests}, indent=1) + "\n")
@@ -88,38 +151,44 @@ def test_bits_of_exact_sums():
 
 
 @each_step
-def test_bit_equal_from_run_to_run(step):
-    q, k, v = reference.attention_inputs(2, 4, 500, 64, device="cuda")
-    first, first_lse = STEPS[step](q, k, v, causal=True, return_lse=True)
-    for _ in range(200):
-        out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
-        assert torch.equal(out, first) and torch.equal(lse, first_lse)
+@pytest.mark.parametrize("head_dim, causal", [(64, True), (128, False), (256, True)])
+def test_bit_equal_from_run_to_run(step, head_dim, causal):
+    q, k, v = reference.attention_inputs(2, 4, 500, head_dim, device="cuda")
+    first, first_lse = STEPS[step](q, k, v, causal=causal, return_lse=True)
+    different = torch.zeros((), dtype=torch.int64, device="cuda")
+    for _ in range(1000):
+        out, lse = STEPS[step](q, k, v, causal=causal, return_lse=True)
+        different += (out != first).sum() + (lse != first_lse).sum()
+    assert different == 0
 
 
 @each_step
 def test_streams_and_graphs(step):
-    q, k, v = reference.attention_inputs(1, 4, 300, 64, device="cuda")
-    expected = STEPS[step](q, k, v)
-    outs, streams = [], [torch.cuda.Stream() for _ in range(4)]
-    for stream in streams * 5:
+    inputs = [reference.attention_inputs(1, 4, 300 + 64 * i, 64, device="cuda", seed=i) for i in range(4)]
+    expected = [STEPS[step](*x) for x in inputs]
+    outs, streams = [], [torch.cuda.Stream() for _ in inputs]
+    for stream in streams:
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            outs.append(STEPS[step](q, k, v))
+    for i in 20 * list(range(4)):
+        with torch.cuda.stream(streams[i]):
+            outs.append((i, STEPS[step](*inputs[i])))
     torch.cuda.synchronize()
-    assert all(torch.equal(out, expected) for out in outs)
+    assert all(torch.equal(out, expected[i]) for i, out in outs)
+    q, k, v = inputs[0]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = STEPS[step](q, k, v)
-    fresh = reference.attention_inputs(1, 4, 300, 64, device="cuda", seed=5)
-    for x, y in zip((q, k, v), fresh, strict=True):
-        x.copy_(y)
-    graph.replay()
-    assert torch.equal(captured, STEPS[step](*fresh))
+    for seed in (5, 6):
+        fresh = reference.attention_inputs(1, 4, 300, 64, device="cuda", seed=seed)
+        for x, y in zip((q, k, v), fresh, strict=True):
+            x.copy_(y)
+        graph.replay()
+        assert torch.equal(captured, STEPS[step](*fresh))
 
 
 @each_step
 def test_more_than_two_to_the_31_elements(step):
-    "Offsets beyond 32 bits: a batch whose last entries lie beyond 2^31 elements."
+    "Offsets beyond 32 bits: a batch whose last entries lie beyond 2^31 elements, and rows that lie 2^22 elements apart."
     batch, heads, seqlen, head_dim = 66_000 // 2, 4, 128, 128
     q, k, v = (torch.randn(batch, heads, seqlen, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     assert q.numel() > 2**31
@@ -127,6 +196,19 @@ def test_more_than_two_to_the_31_elements(step):
     for entry in (0, batch - 1):
         one = slice(entry, entry + 1)
         reference.check_attention(out[one], q[one], k[one], v[one], name=step)
+    del k, v, out
+    sparse = q.view(-1).as_strided((1, 1, 514, 192), (2**31, 2**31, 2**22, 1))
+    q, k, v = sparse.split(64, dim=-1)
+    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    reference.check_attention(out, q, k, v, lse=lse, causal=True, name=step)
+
+
+@each_step
+def test_memory(step):
+    "A call allocates its outputs and no more than 1 MB."
+    q, k, v = reference.attention_inputs(4, 8, 4096, 64, device="cuda")
+    assert bench.peak_memory(STEPS[step], q, k, v) <= 2**20
 
 
 @each_step
@@ -142,9 +224,6 @@ def test_not_finite(step):
         spoiled = k.clone()
         spoiled[1, 1, 77, 3] = value
         assert (STEPS[step](q, spoiled, v) == clean)[0].all()
-    q, k, v = reference.attention_inputs(1, 2, 70, 64, seqlen_k=3, device="cuda")
-    out, lse = STEPS[step](q, k, v, causal=True, return_lse=True)
-    assert (out[:, :, :67] == 0).all() and (lse[:, :, :67] == -math.inf).all()
 
 
 def test_wrong_input_leaves_the_context_usable():
@@ -159,9 +238,7 @@ def test_wrong_input_leaves_the_context_usable():
     ):
         with pytest.raises(error):
             flash_attention_science(*bad)
-    kernel = cuda.compile(
-        "attention/20_online_softmax.cu", "attention_online_kernel<Config<__nv_bfloat16, 64, 64, 64>>"
-    )
+    kernel = cuda.compile("attention/20_online_softmax.cu", "attention_online_kernel<Config<__nv_bfloat16, 64, 64, 64>>")
     for launch in (
         dict(grid=(1, 70000), block=128, args=[]),
         dict(grid=1, block=2048, args=[]),
@@ -192,9 +269,7 @@ def test_no_borrowed_speed():
             call()
             torch.cuda.synchronize()
         launched = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        foreign = [
-            n for n in launched if not any(name in n for name in own) and "FillFunctor" not in n and "Memset" not in n
-        ]
+        foreign = [n for n in launched if not any(name in n for name in own) and "FillFunctor" not in n and "Memset" not in n]
         assert launched and not foreign, foreign
 
 

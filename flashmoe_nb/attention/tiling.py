@@ -36,7 +36,7 @@ def choose_tile(head_dim: int, shared_per_block: int) -> Tile:
     blocks = [(64, 64)] * (padded <= 128) + [(64, 32), (32, 32)]
     return next(t for b in blocks if (t := Tile(*b, padded)).shared_bytes <= shared_per_block)
 
-# %% ../../nbs/10_tiling.ipynb #fa7b7ddd
+# %% ../../nbs/10_tiling.ipynb #4847df9a
 STEP = ("attention/10_tiling.cu", "attention_tiling_kernel")
 
 def _instance(step: tuple[str, str], dtype: torch.dtype, tile: Tile, *choices: str) -> cuda.Kernel:
@@ -50,16 +50,18 @@ def _plan(step, choices, dtype, device, problem, tile):
     grid = (-(-problem.seqlen_q // tile.block_m), problem.num_heads, problem.batch)
     return _instance(step, dtype, tile, *choices), grid, tile.shared_bytes
 
-def launch_step(step, problem, q, k, v, *choices, causal=False, softmax_scale=None, return_lse=False, seqlen_dim=2, tile=None):
+def launch_step(step, problem, q, k, v, *choices, causal=False, softmax_scale=None, return_lse=False, seqlen_dim=2, tile=None,
+                threads=128, extra=()):
     """Allocate and launch a kernel with the parameters of steps 10 and 20, one block for each `BLOCK_M` queries of a head.
-    `seqlen_dim` is where the sequence stands in q, k, v and the output; `tile` replaces the tile of `choose_tile`."""
+    `seqlen_dim` is where the sequence stands in q, k, v and the output; `tile` replaces the tile of `choose_tile`;
+    `threads` is the size of a block, and `extra` are further arguments of the kernel."""
     scale = scale_log2(softmax_scale, problem.head_dim)
     (q, q_strides), (k, k_strides), (v, v_strides) = rows_of(q, seqlen_dim), rows_of(k, seqlen_dim), rows_of(v, seqlen_dim)
     out, lse = new_outputs(q, problem, return_lse)
     if out.numel():
         kernel, grid, shared_bytes = _plan(step, choices, q.dtype, q.device, problem, tile)
         strides = (*q_strides, *k_strides, *v_strides, *rows_of(out, seqlen_dim)[1])
-        kernel.launch(grid, 128, (q, k, v, out, lse, *strides, *problem[1:], int(causal), scale), shared_bytes)
+        kernel.launch(grid, threads, (q, k, v, out, lse, *strides, *problem[1:], int(causal), scale, *extra), shared_bytes)
     return (out, lse) if return_lse else out
 
 # %% ../../nbs/10_tiling.ipynb #b5431d78
