@@ -241,14 +241,17 @@ void RaceCheck::land(Block& owner, uint32_t address, unsigned bytes, Site site, 
     });
 }
 
-void RaceCheck::start_read(const std::vector<const ThreadOrder*>& starters, Block& owner, uint32_t address, unsigned bytes,
-                           Touch touch) {
+// A tile has few writers: who was found in order once need not be asked again.
+void RaceCheck::start_read(Read& read, Block& owner, uint32_t address, unsigned bytes) {
     each_cell(owner, address, bytes, [&](Cell& cell, uint32_t at) {
-        for (const ThreadOrder* starter : starters) {
-            check_write(cell, *starter, touch, false, owner, at);
-            check_proxy(cell, *starter, touch, false, owner, at);
+        if (memcmp(&cell.write, &read.checked, sizeof(Touch)) != 0) {
+            for (const ThreadOrder* starter : read.starters) {
+                check_write(cell, *starter, read.touch, false, owner, at);
+                check_proxy(cell, *starter, read.touch, false, owner, at);
+            }
+            read.checked = cell.write;
         }
-        add_read(cell, touch);
+        add_read(cell, read.touch);
     });
 }
 

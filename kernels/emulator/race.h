@@ -53,8 +53,9 @@ public:
     void start_write(const Fiber& fiber, Block& owner, uint32_t address, unsigned bytes, Site site, Toucher by);
     void land(Block& owner, uint32_t address, unsigned bytes, Site site, uint32_t clock, uint32_t time);
 
-    // Reads through the async proxy that threads have started together: they end when the row's lanes reach `time`.
-    void start_read(const std::vector<const ThreadOrder*>& starters, Block& owner, uint32_t address, unsigned bytes, Touch touch);
+    // A read through the async proxy that threads have started together: it ends when the row's lanes reach `time`.
+    struct Read { std::vector<const ThreadOrder*> starters; Touch touch, checked; };
+    void start_read(Read& read, Block& owner, uint32_t address, unsigned bytes);
 
     void settle();                                       // looks what the last store that may have been harmless has stored
 

@@ -135,8 +135,9 @@ static void start_store(const char* what, const Tile& tile, const void* source, 
     auto& thread = block_state<Stores>().of[self().index];
     if (RaceCheck* check = races()) {
         const uint16_t row = uint16_t(block_state<Stores>().row(self().warp));
-        Touch touch{RaceCheck::offset(site), thread.committed + 1, 1u << self().lane, 0, row, Toucher::tma_store, false};
-        check->start_read({self().order}, block(), store->address, tile.bytes(), touch);
+        RaceCheck::Read read{{self().order}, {RaceCheck::offset(site), thread.committed + 1, 1u << self().lane, 0, row}, {}};
+        read.touch.by = Toucher::tma_store;
+        check->start_read(read, block(), store->address, tile.bytes());
         note_meet(self(), Meet::start, thread, thread.committed, site, 0, -1);
     }
     thread.open.push_back(store);

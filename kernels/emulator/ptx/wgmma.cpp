@@ -251,18 +251,19 @@ static void reserve(Product& p) {
 static void watch(const Collective& call, const Product& p, Warpgroup& warpgroup) {
     RaceCheck* check = races();
     if (!check) return;
-    std::vector<const ThreadOrder*> starters;                // threads that know the same count once
+    RaceCheck::Read read;
+    auto& starters = read.starters;                          // threads that know the same count once
     for (unsigned t = 0; t < 128; ++t) {
         const ThreadOrder* order = call.fiber(t).order;
         const ThreadOrder* last = starters.empty() ? nullptr : starters.back();
         if (!last || order->known != last->known || order->fenced != last->fenced) starters.push_back(order);
     }
     const uint32_t clock = check->tensor_clock(block().rank, call.first_warp);
-    Touch touch{RaceCheck::offset(p.site), p.number, 15u << clock % 32, 0, uint16_t(clock / 32), Toucher::wgmma, false};
-    for (uint32_t address : p.b.addresses) check->start_read(starters, block(), address, 16, touch);
+    read.touch = {RaceCheck::offset(p.site), p.number, 15u << clock % 32, 0, uint16_t(clock / 32), Toucher::wgmma, false};
+    for (uint32_t address : p.b.addresses) check->start_read(read, block(), address, 16);
     for (size_t i = 0; i < p.a.addresses.size(); ++i) {      // a warp multiplies sixteen rows of A
-        touch.lanes = 1u << (clock % 32 + (p.a.mn_major ? i / 16 * 8 : i / 2) / 16);
-        check->start_read(starters, block(), p.a.addresses[i], 16, touch);
+        read.touch.lanes = 1u << (clock % 32 + (p.a.mn_major ? i / 16 * 8 : i / 2) / 16);
+        check->start_read(read, block(), p.a.addresses[i], 16);
     }
     for (unsigned t = 0; t < 128; t += 32) note_meet(call.fiber(t), Meet::start, warpgroup, p.number, p.site, 0, -1);
     warpgroup.step = std::max(warpgroup.step, call.fiber(0).order->step) + 1;
