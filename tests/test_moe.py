@@ -4,14 +4,24 @@ import math
 
 import pytest
 import torch
+from moe_cases import DTYPES, OPTIONS, check, kept, make_options
 
 from flashmoe_nb import cuda, reference
+from flashmoe_nb.moe import fused_layer
 from flashmoe_nb.moe.dispatch import dispatch
 from flashmoe_nb.moe.fused_layer import combine, fused_experts, fused_moe, permute
-from flashmoe_nb.moe.grouped_gemm import LARGEST, MAX_SPLITS, Tile, choose, grouped_gemm, instances
+from flashmoe_nb.moe.grouped_gemm import (
+    MAX_SPLITS,
+    MmaTile,
+    Tile,
+    _instance,
+    _mma_instance,
+    choose,
+    grouped_gemm,
+    instances,
+)
 from flashmoe_nb.moe.routing import routing
 
-DTYPES = (torch.bfloat16, torch.float16)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -19,7 +29,7 @@ def run_products(x, w1, w2, weights, ids, tile, *, gathered=True, splits=1, stre
     "Dispatch, both products and the combination with a chosen tile; what a kernel does not write stays NaN."
     num_experts, hidden, inter = w2.shape
     slots, top_k = ids.numel(), ids.shape[1]
-    pairs = dispatch(ids, num_experts, tile.block_tokens)
+    pairs = dispatch(ids, num_experts, tile.span)
     h, y = x.new_full((slots, inter), math.nan), x.new_full((splits * slots, hidden), math.nan)
     rows = x if gathered else permute(x, pairs, top_k, x.new_full((slots, hidden), math.nan))
     grouped_gemm(rows, w1, pairs, h, tile=tile, gate_up=True, gathered=gathered, top_k=top_k, stream=stream)
@@ -34,7 +44,12 @@ def run_products(x, w1, w2, weights, ids, tile, *, gathered=True, splits=1, stre
         (torch.bfloat16, 5, 4, 3, 72, 136, Tile(1, 8, 6), dict(stream=True, splits=3)),
         (torch.float16, 40, 6, 2, 64, 64, Tile(1, 32, 5), dict(gathered=False)),
         (torch.float16, 70, 2, 1, 64, 136, Tile(2, 48, 5), {}),
-        (torch.bfloat16, 150, 3, 2, 64, 72, LARGEST, dict(gathered=False)),
+        (torch.bfloat16, 150, 3, 2, 64, 72, Tile(2, 144, 4), dict(gathered=False)),
+        (torch.bfloat16, 200, 3, 2, 64, 264, Tile(2, 144, 4, cluster=2), dict(gathered=False)),
+        (torch.float16, 5, 4, 2, 136, 64, Tile(2, 144, 4, cluster=2), {}),  # the cluster's second block has no token
+        (torch.float16, 9, 5, 2, 72, 136, MmaTile(16, 4), {}),
+        (torch.bfloat16, 70, 3, 2, 136, 72, MmaTile(64, 3), dict(gathered=False)),
+        (torch.float16, 150, 2, 1, 64, 72, MmaTile(128, 3), {}),
     ],
 )
 def test_grouped_products(dtype, num_tokens, num_experts, top_k, hidden, inter, tile, options):
@@ -74,6 +89,47 @@ def test_layer(dtype, num_tokens, num_experts, top_k, hidden, inter):
         reference.check_moe(out, x, w1, w2, *reference.route(logits, top_k, **settings))
 
 
+@pytest.fixture(params=(True, False), ids=("hopper", "sm_80"))
+def each_chip(request, monkeypatch):
+    monkeypatch.setattr(fused_layer, "on_hopper", lambda tensor: request.param)
+
+
+@pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("num_tokens, num_experts, top_k, hidden, inter", [(9, 6, 2, 72, 136), (3, 4, 3, 64, 264)])
+def test_options(each_chip, names, num_tokens, num_experts, top_k, hidden, inter):
+    x, w1, w2, logits = reference.moe_inputs(num_tokens, num_experts, hidden, inter, device="cpu", seed=3)
+    weights, ids = routing(logits, top_k)
+    options = make_options(names, x, w2, top_k)
+    check(fused_experts(x, w1, w2, weights, ids, **options), x, w1, w2, weights, ids, **options)
+
+
+def test_weights_before_with_rows_in_slot_order():
+    "Many tokens of a wide expert: the copy into slot order weighs them."
+    x, w1, w2, logits = reference.moe_inputs(80, 1, 8, 2048, device="cpu")
+    assert not choose(80, 1, 1, 8, 2048).gathered
+    weights, ids = torch.rand(80, 1), torch.zeros(80, 1, dtype=torch.int32)
+    out = fused_experts(x, w1, w2, weights, ids, weigh_inputs=True)
+    check(out, x, w1, w2, weights, ids, weigh_inputs=True)
+
+
+@pytest.mark.parametrize("capacity", (0, 1, 3, 100))
+def test_capacity_drops_the_latest_and_says_how_many(capacity):
+    x, w1, w2, logits = reference.moe_inputs(12, 4, 64, 64, device="cpu")
+    logits[:, 2] += 3.0  # a popular expert
+    weights, ids = routing(logits, 2)
+    out, dropped = fused_moe(x, (w1, w2), logits, 2, capacity=capacity, return_dropped=True)
+    check(out, x, w1, w2, weights, ids, capacity=capacity)
+    lost = ids[~kept(ids, 4, capacity)]
+    assert dropped.tolist() == torch.bincount(lost, minlength=4).tolist()
+
+
+def test_nothing_is_dropped_without_capacity_or_tokens():
+    x, w1, w2, logits = reference.moe_inputs(5, 4, 64, 64, device="cpu")
+    for rows in (5, 0):
+        out, dropped = fused_moe(x[:rows], (w1, w2), logits[:rows], return_dropped=True)
+        assert out.shape == (rows, 64) and dropped.tolist() == [0] * 4
+
+
 def test_layer_of_more_choices_than_the_combination_takes_at_once():
     x, w1, w2, logits = reference.moe_inputs(3, 12, 64, 64, device="cpu")
     weights, ids = routing(logits, 11)
@@ -95,7 +151,7 @@ def test_a_choice_of_the_same_expert_twice_counts_twice():
 
 
 def test_every_plan_is_listed_and_has_no_empty_split():
-    listed = {name for _, name in instances()}
+    listed = set(instances())
     for tokens in (1, 3, 16, 100, 128, 700, 1024, 8192):
         for experts, top_k in ((1, 1), (8, 2), (128, 8), (512, 10)):
             for hidden, inter in ((8, 8), (64, 264), (128, 4096), (2048, 768), (4096, 14336)):
@@ -104,10 +160,9 @@ def test_every_plan_is_listed_and_has_no_empty_split():
                 part = -(-inter // (64 * plan.splits)) * 64  # as the kernel cuts
                 assert (plan.splits - 1) * part < inter
                 for gate_up, gathered in ((True, plan.gathered), (False, False)):
-                    rows = "GATHERED" if gathered else "CONTIGUOUS"
-                    tile = ", ".join(map(str, plan.tile))
-                    config = f"__half, {tile}, {str(gate_up).lower()}, {rows}, {str(plan.stream).lower()}"
-                    assert f"grouped_gemm_kernel<Config<{config}>>" in listed
+                    assert _instance(torch.float16, plan.tile, gate_up, gathered, plan.stream) in listed
+                plan = choose(tokens, top_k, experts, hidden, inter, hopper=False)
+                assert _mma_instance(torch.float16, plan.tile, True) in listed and plan.gathered and plan.splits == 1
 
 
 def valid_arguments() -> dict:
@@ -141,6 +196,25 @@ def test_layer_refuses(error, name, change):
     arguments[name] = change(arguments[name])
     with pytest.raises(error, match=name):
         fused_experts(**arguments)
+
+
+@pytest.mark.parametrize(
+    "error, name, option",
+    [
+        (TypeError, "b_gate_up", dict(b_gate_up=[0.0])),
+        (ValueError, "b_gate_up", dict(b_gate_up=torch.zeros(3, 24, dtype=torch.bfloat16))),
+        (ValueError, "b_down", dict(b_down=torch.zeros(3, 16))),
+        (ValueError, "b_down", dict(b_down=torch.zeros(16, 3, dtype=torch.bfloat16).mT)),
+        (TypeError, "shared", dict(shared=torch.zeros(2))),
+        (ValueError, "shared", dict(shared=(torch.zeros(40, 16).bfloat16(), torch.zeros(16, 12).bfloat16()))),
+        (ValueError, "shared", dict(shared=(torch.zeros(40, 16).bfloat16(), torch.zeros(16, 24).bfloat16()))),
+        (TypeError, "capacity", dict(capacity=2.0)),
+        (ValueError, "capacity", dict(capacity=-1)),
+    ],
+)
+def test_layer_refuses_options(error, name, option):
+    with pytest.raises(error, match=name):
+        fused_experts(**valid_arguments(), **option)
 
 
 def test_layer_refuses_sizes_that_are_no_multiple_of_eight():

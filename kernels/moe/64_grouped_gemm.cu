@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 #include "common/ptx/barrier.h"
 #include "common/ptx/basic.h"
+#include "common/ptx/cluster.h"
 #include "common/ptx/convert.h"
 #include "common/ptx/cp_async.h"
 #include "common/ptx/ldmatrix.h"
@@ -21,7 +22,8 @@
 // Where a tile's token rows lie: one after another (TMA), or anywhere, to be gathered (cp.async).
 enum Rows { CONTIGUOUS, GATHERED };
 
-template <class Element_, int CONSUMERS_, int BLOCK_TOKENS_, int STAGES_, bool GATE_UP_, Rows ROWS_, bool STREAM_ = false>
+template <class Element_, int CONSUMERS_, int BLOCK_TOKENS_, int STAGES_, bool GATE_UP_, Rows ROWS_, bool STREAM_ = false,
+          int CLUSTER_ = 1>
 struct Config {
     using Element = Element_;
     static constexpr int CONSUMERS = CONSUMERS_;        // warpgroups that multiply
@@ -39,10 +41,12 @@ struct Config {
     static constexpr int GROUP = 16;              // token blocks that share a walk over the weights
     static constexpr bool LARGE = CONSUMERS > 1;
     static constexpr bool STREAM = STREAM_;
+    static constexpr int CLUSTER = CLUSTER_;      // blocks that share their weights: each reads a part for all of them
     static constexpr int CONSUMER_REGISTERS = BLOCK_TOKENS > 160 ? 224 : 208;  // of 504 for three warpgroups
     static constexpr int PRODUCER_REGISTERS = 504 - 2 * CONSUMER_REGISTERS;
     static constexpr int TOKEN_WARPS = ROWS == GATHERED && LARGE ? 3 : 1;
     static constexpr int THREADS = 128 * CONSUMERS + (LARGE ? 128 : 64);
+    static_assert(CLUSTER == 1 || CLUSTER == CONSUMERS, "a block of the cluster loads 128 weight rows");
     static_assert(BLOCK_TOKENS % 8 == 0 && BLOCK_TOKENS % TOKEN_BOX == 0 && BLOCK_TOKENS <= 256);
 };
 
@@ -64,6 +68,8 @@ struct SharedStorage {
     uint4 out[C::CONSUMERS][2][C::OUT_TOKENS * 8];  // 64 features of some tokens, swizzled; two in turn
     uint64_t full_barrier[C::STAGES], empty_barrier[C::STAGES];
     uint64_t tile_full_barrier[2], tile_empty_barrier[2];
+    uint64_t number_full_barrier[2], number_empty_barrier[2];  // a cluster's: the number of the next tile, from block 0
+    int number[2];
     Tile tile[2];
     int block_offsets[513];
 };
@@ -115,10 +121,12 @@ __device__ Tile tile_of(const SharedStorage<C>& s, const Problem& p, int tile, i
 
     // An expert's tokens are spread evenly over its blocks.
     const int begin = p.expert_offsets[expert], count = p.expert_offsets[expert + 1] - begin;
-    const int size = ((count + blocks - 1) / blocks + 7) / 8 * 8;
-    const int first = token_block * size;
-    return {expert, part / p.splits, begin + first, min(size, count - first), k_begin, min(p.k, k_begin + p.k_split),
-            split * p.num_slots + begin + first};
+    // Blocks of a cluster have neighbouring shares; the last may be left with none, and then still loads weights.
+    const int all = blocks * C::CLUSTER, size = ((count + all - 1) / all + 7) / 8 * 8;
+    const int share = (token_block * C::CLUSTER + (C::CLUSTER > 1 ? ptx::cluster_rank() : 0)) * size;
+    const int first = min(share, count - 1);
+    return {expert, part / p.splits, begin + first, max(0, min(size, count - share)), k_begin,
+            min(p.k, k_begin + p.k_split), split * p.num_slots + begin + first};
 }
 
 // Every warp but the one that finds tiles: the next tile.
@@ -141,18 +149,46 @@ __device__ void release_tile(SharedStorage<C>& s, Cursor<2>& handover) {
 // Few tokens: a weight is read once, and need not push anything else out of L2.
 template <class C, int RANK>
 __device__ void load_weights(void* s_tile, const CUtensorMap* map, uint64_t* barrier, const int (&at)[RANK]) {
-    if constexpr (C::STREAM) ptx::tma_load(s_tile, map, barrier, at, ptx::l2_evict_first());
+    if constexpr (C::CLUSTER > 1) ptx::tma_load_multicast(s_tile, map, barrier, at, (1 << C::CLUSTER) - 1);
+    else if constexpr (C::STREAM) ptx::tma_load(s_tile, map, barrier, at, ptx::l2_evict_first());
     else ptx::tma_load(s_tile, map, barrier, at);
+}
+
+// Whole warp. The next tile's number: claimed, or, in a cluster, claimed by block 0 and sent to block 1.
+template <class C>
+__device__ int next_number(SharedStorage<C>& s, const Problem& p, Cursor<2>& mail) {
+    const int lane_idx = threadIdx.x % 32, rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
+    int number = 0;
+    if (rank == 0) {
+        if (lane_idx == 0) number = gridDim.x / C::CLUSTER + atomicAdd(p.counter, 1);
+        number = __shfl_sync(~0u, number, 0);
+    }
+    if constexpr (C::CLUSTER > 1) {
+        static_assert(C::CLUSTER == 2);
+        if (rank == 0 && lane_idx == 0) {
+            // Wait until block 1 has read the number that was here; otherwise it would skip a tile.
+            ptx::mbar_wait_cluster(&s.number_empty_barrier[mail.slot], mail.phase ^ 1);
+            *ptx::cluster_map(&s.number[mail.slot], 1) = number;
+            ptx::mbar_arrive_cluster(&s.number_full_barrier[mail.slot], 1);
+        } else if (rank == 1) {
+            ptx::mbar_wait_cluster(&s.number_full_barrier[mail.slot], mail.phase);
+            number = s.number[mail.slot];
+            __syncwarp();  // every lane has read it
+            if (lane_idx == 0) ptx::mbar_arrive_cluster(&s.number_empty_barrier[mail.slot], 0);
+        }
+        mail.advance();
+    }
+    return number;
 }
 
 // One warp: claims tiles, hands them out and streams their weights, as far ahead as the ring is long.
 template <class C>
 __device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUtensorMap* map) {
-    const int lane_idx = threadIdx.x % 32;
+    const int lane_idx = threadIdx.x % 32, rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
     Cursor<C::STAGES> ring;
-    Cursor<2> handover;
+    Cursor<2> handover, mail;
     int expert = 0;
-    for (int number = blockIdx.x;; handover.advance()) {
+    for (int number = blockIdx.x / C::CLUSTER;; handover.advance()) {
         expert = find_expert(s, p, number, expert);
         const Tile tile = tile_of(s, p, number, expert);
         // Wait until every warp has read the tile that was here; otherwise some would skip it.
@@ -165,18 +201,19 @@ __device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUt
         for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
             if (lane_idx == 0) {
                 uint64_t* barrier = &s.full_barrier[ring.slot];
-                // Wait until every consumer warp has released this slot; otherwise copies overwrite live operands.
-                ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+                // Wait until every consumer warp, in all blocks of the cluster, has released this slot; otherwise copies
+                // overwrite live operands.
+                ptx::mbar_wait_cluster(&s.empty_barrier[ring.slot], ring.phase ^ 1);
                 ptx::mbar_arrive_expect_tx(barrier, C::BLOCK_WEIGHTS * C::BLOCK_K * 2);
-                const int row = tile.weight_block * C::BLOCK_WEIGHTS;
+                const int row = tile.weight_block * C::BLOCK_WEIGHTS + rank * 128;
+                void* s_weights = &s.weights[ring.slot][rank * 128 * C::BLOCK_K];
                 if constexpr (C::GATE_UP)  // {k, row of 8, gate or up, group of 8 rows, expert}
-                    load_weights<C>(s.weights[ring.slot], map, barrier, {k, 0, 0, row / 16, tile.expert});
+                    load_weights<C>(s_weights, map, barrier, {k, 0, 0, row / 16, tile.expert});
                 else
-                    load_weights<C>(s.weights[ring.slot], map, barrier, {k, row, tile.expert});
+                    load_weights<C>(s_weights, map, barrier, {k, row, tile.expert});
             }
         }
-        if (lane_idx == 0) number = gridDim.x + atomicAdd(p.counter, 1);
-        number = __shfl_sync(~0u, number, 0);
+        number = next_number(s, p, mail);
     }
 }
 
@@ -207,7 +244,7 @@ __device__ void gather_tokens(SharedStorage<C>& s, const typename C::Element* to
     int source[ROWS];  // in units of 16 bytes
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
-        const int row = min(first_row + i * ROW_STEP, tile.rows - 1);
+        const int row = max(0, min(first_row + i * ROW_STEP, tile.rows - 1));
         source[i] = permuted_idx[tile.first_slot + row] / top_k * (k_stride / 8) + chunk;
     }
     const int s_even = first_row * C::BLOCK_K + (chunk ^ first_row % 8) * 8;
@@ -245,6 +282,17 @@ __device__ void produce_tokens(SharedStorage<C>& s, const Problem& p, const CUte
 
 // ---- consumers ----
 
+// The warp's part of a stage has been read: every block whose copies go there must know.
+template <class C>
+__device__ void release_stage(SharedStorage<C>& s, int slot) {
+    const int lane_idx = threadIdx.x % 32;
+    if constexpr (C::CLUSTER > 1) {
+        if (lane_idx < C::CLUSTER) ptx::mbar_arrive_cluster(&s.empty_barrier[slot], lane_idx);
+    } else if (lane_idx == 0) {
+        ptx::mbar_arrive(&s.empty_barrier[slot]);
+    }
+}
+
 template <class C, int N>
 __device__ void multiply(SharedStorage<C>& s, Cursor<C::STAGES>& ring, float (&acc)[2][N / 2], const Tile& tile) {
     const int warpgroup_idx = threadIdx.x / 128;
@@ -263,11 +311,11 @@ __device__ void multiply(SharedStorage<C>& s, Cursor<C::STAGES>& ring, float (&a
                 ptx::wgmma_ss<N, typename C::Element>(acc[m], a + (m * 64 * C::BLOCK_K * 2 + step * 32), b + step * 32);
         ptx::wgmma_commit();
         ptx::wgmma_wait<1>();  // the k block before this one
-        if (previous >= 0 && threadIdx.x % 32 == 0) ptx::mbar_arrive(&s.empty_barrier[previous]);
+        if (previous >= 0) release_stage(s, previous);
         previous = ring.slot;
     }
     ptx::wgmma_wait<0>(acc[0], acc[1]);
-    if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&s.empty_barrier[previous]);
+    release_stage(s, previous);
 }
 
 __device__ float swiglu(float gate, float up) { return gate * ptx::rcp(1.f + ptx::ex2(gate * -1.44269504f)) * up; }
@@ -319,27 +367,46 @@ __device__ void store(SharedStorage<C>& s, const float (&acc)[2][N / 2], const T
     }
 }
 
+// Accumulators of rows g and g + 8 of both m64 tiles. GATE_UP: the gate and the up row of one feature.
+template <class C, int N>
+__device__ void add_bias(float (&acc)[2][N / 2], const typename C::Element* bias, const Tile& tile, int features) {
+    const int warpgroup_idx = threadIdx.x / 128, warp_idx = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4;
+    const int first = (tile.weight_block * C::CONSUMERS + warpgroup_idx) * C::FEATURES;
+    bias += (long long)tile.expert * features * (C::GATE_UP ? 2 : 1);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int feature = first + (C::GATE_UP ? (m * 4 + warp_idx) * 8 : m * 64 + warp_idx * 16 + half * 8) + g;
+            if (feature >= features) continue;
+            const float value = float(bias[feature + (C::GATE_UP ? half * features : 0)]);
+#pragma unroll
+            for (int i = half * 2; i < N / 2; i += 4) acc[m][i] += value, acc[m][i + 1] += value;
+        }
+}
+
 // The narrowest instance that holds the tile's tokens.
 template <class C, int N>
-__device__ void compute(SharedStorage<C>& s, Cursor<C::STAGES>& ring, const Tile& tile, typename C::Element* out,
-                        int features, int& turn) {
+__device__ void compute(SharedStorage<C>& s, Cursor<C::STAGES>& ring, const Tile& tile,
+                        const typename C::Element* bias, typename C::Element* out, int features, int& turn) {
     if constexpr (C::narrower(N) > 0) {
-        if (tile.rows <= C::narrower(N)) return compute<C, C::narrower(N)>(s, ring, tile, out, features, turn);
+        if (tile.rows <= C::narrower(N)) return compute<C, C::narrower(N)>(s, ring, tile, bias, out, features, turn);
     }
     float acc[2][N / 2] = {};  // set here: a register that is first read in a loop is kept for the whole loop
     multiply<C, N>(s, ring, acc, tile);
+    if (bias && tile.k_begin == 0) add_bias<C, N>(acc, bias, tile, features);
     store<C, N>(s, acc, tile, out, features, turn);
 }
 
 template <class C>
-__device__ void consume(SharedStorage<C>& s, typename C::Element* out, int features) {
+__device__ void consume(SharedStorage<C>& s, const typename C::Element* bias, typename C::Element* out, int features) {
     Cursor<C::STAGES> ring;
     Cursor<2> handover;
     int turn = 0;
     for (;;) {
         const Tile& tile = receive_tile(s, handover);  // stays in shared memory: the accumulators need the registers
         if (tile.expert < 0) return;
-        compute<C, C::BLOCK_TOKENS>(s, ring, tile, out, features, turn);
+        compute<C, C::BLOCK_TOKENS>(s, ring, tile, bias, out, features, turn);
         release_tile(s, handover);
     }
 }
@@ -348,27 +415,40 @@ template <class C>
 __device__ void initialise(SharedStorage<C>& s) {
     for (int stage = 0; stage < C::STAGES; ++stage) {
         ptx::mbar_init(&s.full_barrier[stage], 1 + (C::ROWS == GATHERED ? 32 * C::TOKEN_WARPS : 1));
-        ptx::mbar_init(&s.empty_barrier[stage], 4 * C::CONSUMERS);
+        ptx::mbar_init(&s.empty_barrier[stage], 4 * C::CONSUMERS * C::CLUSTER);
     }
     for (int slot = 0; slot < 2; ++slot) {
         ptx::mbar_init(&s.tile_full_barrier[slot], 1);
         ptx::mbar_init(&s.tile_empty_barrier[slot], 4 * C::CONSUMERS + C::TOKEN_WARPS);
+        ptx::mbar_init(&s.number_full_barrier[slot], 1);
+        ptx::mbar_init(&s.number_empty_barrier[slot], 1);
     }
     ptx::mbar_fence_init();
 }
 
+// Every thread of the block, or of the cluster, is here.
 template <class C>
-__global__ void __launch_bounds__(C::THREADS, C::LARGE ? 1 : 2)
+__device__ void meet() {
+    if constexpr (C::CLUSTER > 1) {
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+    } else {
+        __syncthreads();
+    }
+}
+
+template <class C>
+__global__ void __cluster_dims__(C::CLUSTER, 1, 1) __launch_bounds__(C::THREADS, C::LARGE ? 1 : 2)
     grouped_gemm_kernel(const __grid_constant__ CUtensorMap weights_map, const __grid_constant__ CUtensorMap tokens_map,
                         const typename C::Element* tokens, const int* permuted_idx, const int* expert_offsets,
-                        const int* block_offsets, typename C::Element* out, int* counter, int num_experts,
-                        int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
+                        const int* block_offsets, const typename C::Element* bias,  // [num_experts, rows], or null
+                        typename C::Element* out, int* counter, int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
     auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
     if (threadIdx.x == 0) initialise(s);
     if (C::GATE_UP) ptx::griddep_wait();  // for the offsets; the second GEMM starts when the first one has them
     ptx::griddep_launch_dependents();
     for (int i = threadIdx.x; i <= num_experts; i += C::THREADS) s.block_offsets[i] = block_offsets[i];
-    __syncthreads();
+    meet<C>();  // barriers and offsets are there
     const int k_split = (k + splits * C::BLOCK_K - 1) / (splits * C::BLOCK_K) * C::BLOCK_K;
     const Problem problem = {expert_offsets, num_experts, weight_blocks, k, splits, k_split, num_slots, counter};
     const int producer_warp = int(threadIdx.x / 32) - 4 * C::CONSUMERS;
@@ -380,6 +460,7 @@ __global__ void __launch_bounds__(C::THREADS, C::LARGE ? 1 : 2)
             produce_tokens<C>(s, problem, &tokens_map, tokens, permuted_idx, top_k);
     } else {
         if constexpr (C::LARGE) ptx::reg_alloc<C::CONSUMER_REGISTERS>();
-        consume<C>(s, out, features);
+        consume<C>(s, bias, out, features);
     }
+    if constexpr (C::CLUSTER > 1) meet<C>();  // a block must not end while others may still signal its barriers
 }

@@ -1,8 +1,9 @@
 // Generated from nbs/66_fused_layer.ipynb: edit the notebook, not this file.
 // Architectures: sm_80 sm_90a
 
-// Combine: each token is the weighted sum of its experts' rows, always in the order of its choices.
-// Permute: token rows copied into the order of the slots, where that is cheaper than gathering them.
+// Combine: each token is the weighted sum of its experts' rows, always in the order of its choices, and then of the
+// shared expert's row. Permute: token rows copied into the order of the slots, where that is cheaper than gathering
+// them, or multiplied by their weights, where a layer weighs before the experts.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include "common/ptx/basic.h"
@@ -13,10 +14,30 @@ __device__ float2 unpack(uint32_t pair, __nv_bfloat16) {
 }
 __device__ float2 unpack(uint32_t pair, __half) { return __half22float2(reinterpret_cast<const __half2&>(pair)); }
 
+// Eight elements, weighed, on top of `sum`.
+template <class Element>
+__device__ void add(float (&sum)[8], float weight, uint4 values, Element) {
+    const uint32_t words[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const float2 x = unpack(words[j], Element());
+        sum[2 * j] += weight * x.x;
+        sum[2 * j + 1] += weight * x.y;
+    }
+}
+
+template <class Element>
+__device__ uint4 pack(const float (&x)[8]) {
+    return {ptx::pack<Element>(x[0], x[1]), ptx::pack<Element>(x[2], x[3]), ptx::pack<Element>(x[4], x[5]),
+            ptx::pack<Element>(x[6], x[7])};
+}
+
 template <class Element, int TOP_K>  // 16 bytes of one token's output for each thread
 __global__ void __launch_bounds__(256)
-    combine_kernel(const Element* rows, const int* inverse_idx, const float* topk_weights, Element* out, int num_tokens,
-                   int top_k, int hidden, int splits, int num_slots) {
+    combine_kernel(const Element* rows, const int* inverse_idx,
+                   const float* topk_weights,  // [num_tokens, top_k]; null: all 1
+                   const Element* shared,      // [num_tokens, hidden]; null: no shared expert
+                   Element* out, int num_tokens, int top_k, int hidden, int splits, int num_slots) {
     const int chunks = hidden / 8;
     const long long at = blockIdx.x * 256ll + threadIdx.x;
     const int token = at / chunks, chunk = at % chunks;
@@ -31,7 +52,7 @@ __global__ void __launch_bounds__(256)
         for (int i = 0; i < TOP_K; ++i) {
             const int split = (first + i) / top_k, choice = token * top_k + (first + i) % top_k;
             const int slot = first + i < parts ? inverse_idx[choice] : -1;
-            weights[i] = slot >= 0 ? topk_weights[choice] : 0.f;
+            weights[i] = slot < 0 ? 0.f : topk_weights ? topk_weights[choice] : 1.f;
             row[i] = slot >= 0 ? (long long)split * num_slots + slot : -1;
         }
 
@@ -42,30 +63,33 @@ __global__ void __launch_bounds__(256)
         for (int i = 0; i < TOP_K; ++i)  // coherent loads: the compiler may move ld.nc up, across the wait
             values[i] = row[i] >= 0 ? *reinterpret_cast<const uint4*>(rows + row[i] * hidden + chunk * 8) : uint4{};
 #pragma unroll
-        for (int i = 0; i < TOP_K; ++i) {
-            const uint32_t words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 x = unpack(words[j], Element());
-                sum[2 * j] += weights[i] * x.x;
-                sum[2 * j + 1] += weights[i] * x.y;
-            }
-        }
+        for (int i = 0; i < TOP_K; ++i) add(sum, weights[i], values[i], Element());
     }
-    const uint4 packed = {ptx::pack<Element>(sum[0], sum[1]), ptx::pack<Element>(sum[2], sum[3]),
-                          ptx::pack<Element>(sum[4], sum[5]), ptx::pack<Element>(sum[6], sum[7])};
-    reinterpret_cast<uint4*>(out)[at] = packed;
+    if (shared) add(sum, 1.f, reinterpret_cast<const uint4*>(shared)[at], Element());
+    reinterpret_cast<uint4*>(out)[at] = pack<Element>(sum);
 }
 
-// Rows of the token matrix in the order of their slots, a block a row.
+// A block a row: of a slot, or, without permuted_idx, of a pair.
+template <class Element>
 __global__ void __launch_bounds__(256)
-    permute_kernel(const void* tokens, const int* permuted_idx, const int* num_slots, void* rows, int top_k, int chunks) {
+    permute_kernel(const Element* tokens, const int* permuted_idx, const int* num_slots,
+                   const float* topk_weights,  // null: rows are copied as they are
+                   Element* rows, int top_k, int chunks) {
 #if __CUDA_ARCH__ >= 900
     ptx::griddep_wait();
     ptx::griddep_launch_dependents();
 #endif
-    if (int(blockIdx.x) >= *num_slots) return;  // pairs were dropped: permuted_idx ends before
-    const uint4* source = static_cast<const uint4*>(tokens) + (long long)(permuted_idx[blockIdx.x] / top_k) * chunks;
-    uint4* target = static_cast<uint4*>(rows) + (long long)blockIdx.x * chunks;
-    for (int i = threadIdx.x; i < chunks; i += 256) target[i] = source[i];
+    if (permuted_idx && int(blockIdx.x) >= *num_slots) return;  // pairs were dropped: permuted_idx ends before
+    const int pair = permuted_idx ? permuted_idx[blockIdx.x] : int(blockIdx.x);
+    const uint4* source = reinterpret_cast<const uint4*>(tokens) + (long long)(pair / top_k) * chunks;
+    uint4* target = reinterpret_cast<uint4*>(rows) + (long long)blockIdx.x * chunks;
+    if (!topk_weights) {
+        for (int i = threadIdx.x; i < chunks; i += 256) target[i] = source[i];
+        return;
+    }
+    for (int i = threadIdx.x; i < chunks; i += 256) {
+        float product[8] = {};
+        add(product, topk_weights[pair], source[i], Element());
+        target[i] = pack<Element>(product);
+    }
 }
