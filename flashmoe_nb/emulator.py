@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['RUNTIME', 'CHECKS', 'SCHEDULES', 'EmulatorUnavailable', 'Compiler', 'find_compiler', 'build', 'EmulatorError',
-           'Deadlock', 'Diverged', 'BarrierMisuse', 'OutOfBounds', 'MisalignedAccess', 'UninitialisedShared',
-           'StackOverflow', 'DivisionByZero', 'KernelFault', 'AssertionFailed', 'Trap', 'SharedMemoryExceeded', 'Event',
-           'Place', 'Access', 'Side', 'Race', 'Wait', 'Meet', 'Report', 'Built']
+           'Deadlock', 'Diverged', 'BarrierMisuse', 'AsyncMisuse', 'OutOfBounds', 'MisalignedAccess',
+           'UninitialisedShared', 'StackOverflow', 'DivisionByZero', 'KernelFault', 'AssertionFailed', 'Trap',
+           'SharedMemoryExceeded', 'Event', 'Place', 'Access', 'Side', 'Race', 'Wait', 'Meet', 'Report', 'Line',
+           'Built']
 
-# %% ../nbs/06_emulator.ipynb #85a0a31a
+# %% ../nbs/06_emulator.ipynb #9691adfd
 import ctypes
 import dataclasses
 import fcntl
 import functools
 import hashlib
+import html
+import math
 import os
 import re
 import shlex
@@ -304,7 +307,7 @@ def _pack(signature: tuple[str, ...], args, address: dict[int, int]) -> tuple[ct
     pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(ctypes.addressof(buffer) + start + o for o in offsets))
     return buffer, pointers
 
-# %% ../nbs/06_emulator.ipynb #871a1d1a
+# %% ../nbs/06_emulator.ipynb #73c0634b
 class EmulatorError(RuntimeError):
     "A kernel did what it must not. `place` is where: a cell and line, or a file below kernels/ and line."
 
@@ -319,6 +322,7 @@ class EmulatorError(RuntimeError):
 class Deadlock(EmulatorError): "No thread can go on; the message lists who waits where, and how many have arrived."
 class Diverged(EmulatorError): "Lanes that must execute one instruction together are at different ones."
 class BarrierMisuse(EmulatorError): "A barrier with a wrong number or count, or arrived at too often."
+class AsyncMisuse(EmulatorError): "An asynchronous copy or product that is started, fenced, grouped or waited for in a way the chip does not allow."
 class OutOfBounds(EmulatorError): "An access outside every argument, or outside the block's shared memory."
 class MisalignedAccess(EmulatorError): "An address that is not a multiple of the access's size."
 class UninitialisedShared(EmulatorError): "Shared memory read before any thread had written it."
@@ -340,7 +344,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #89650002
+# %% ../nbs/06_emulator.ipynb #e69c5c42
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -387,6 +391,11 @@ class Race(NamedTuple):
     block: int
     count: int
 
+    def __str__(self):
+        sides = "\n".join(f"  {'first' if s is self.first else 'then '}: {s.what}, {s.threads}, at {s.place.label}"
+                          for s in (self.first, self.second))
+        return f"{self.kind}, {self.where}, block {self.block}, {self.count:,} times\n{sides}"
+
 class Wait(NamedTuple):
     "A place where a warp waits: how often, how often somebody had to come first, and for how many steps of a timeline in all."
     place: Place
@@ -426,7 +435,8 @@ class Report:
 
     def __repr__(self):
         counts = ", ".join(f"{getattr(self, c):,} {c}" for c in ("switches", "barriers", "collectives", "accesses"))
-        return f"Report({self.kernel}: no error; {counts}; {self.seconds:.2f} s)"
+        races = f"{len(self.races)} race{'s' * (len(self.races) > 1)}" if self.races else "no error"
+        return f"Report({self.kernel}: {races}; {counts}; {self.seconds:.2f} s)"
 
 def _events(trace: str, source: Source) -> list[Event]:
     events = []
@@ -485,6 +495,144 @@ for name, rows in {"traffic": _rows("A", _access, "What each load, store and ato
                    "meets": _rows("M", _meet, "Meetings of block 0, for a timeline; check \"race\".")}.items():
     setattr(Report, name, rows)
     rows.__set_name__(Report, name)
+
+# %% ../nbs/06_emulator.ipynb #11585245
+@dataclass
+class Line:
+    "One line of the source, with everything that was seen there."
+    place: Place
+    text: str
+    requests: int = 0               # instructions of a warp that access memory
+    lanes: int = 0                  # active in them
+    wavefronts: int = 0
+    ideal_wavefronts: int = 0
+    sectors: int = 0
+    ideal_sectors: int = 0
+    waits: int = 0                  # of warps; held: those that had to wait for somebody
+    held: int = 0
+    races: int = 0
+
+    @property
+    def shared(self) -> float: return self.wavefronts / max(self.ideal_wavefronts, 1)
+    @property
+    def sectored(self) -> float: return self.sectors / max(self.ideal_sectors, 1)
+    @property
+    def active(self) -> float: return self.lanes / max(32 * self.requests, 1)
+
+def _lines(report: Report) -> list[Line]:
+    "The lines of the source at which something was seen, in the order of their files."
+    found: dict[Place, Line] = {}
+    def at(place: Place) -> Line: return found.setdefault(place, Line(place, report.source.line(place.file, place.line)))
+    for a in report.traffic:
+        line, threads = at(a.place), a.width > 0             # a copy engine has no lanes
+        line.requests, line.lanes = line.requests + a.requests * threads, line.lanes + a.lanes * threads
+        for name in ("wavefronts", "ideal_wavefronts", "sectors", "ideal_sectors"):
+            setattr(line, name, getattr(line, name) + getattr(a, name))
+    for w in report.waits:
+        line = at(w.place)
+        line.waits, line.held = line.waits + w.count, line.held + w.held
+    for race in report.races:
+        for place in {race.first.place, race.second.place}: at(place).races += 1
+    return [found[place] for place in sorted(found, key=lambda p: (p.file != report.source.path, p))]
+
+Report.lines = functools.cached_property(_lines)
+Report.lines.__set_name__(Report, "lines")
+
+# %% ../nbs/06_emulator.ipynb #3b49c9fd
+def _verdict(report: Report) -> str:
+    "One or two sentences: the races, else the line that wastes most."
+    if report.races: return "\n".join(map(str, report.races))
+    def waste(line: Line) -> int: return line.wavefronts - line.ideal_wavefronts + line.sectors - line.ideal_sectors
+    worst = max(report.lines, key=waste, default=None)
+    if worst is None or waste(worst) == 0: return "No race, no bank conflict, and every sector is used."
+    parts = [f"{got:,} {what} where {ideal:,} would do" for got, ideal, what in
+             ((worst.wavefronts, worst.ideal_wavefronts, "wavefronts of shared memory"),
+              (worst.sectors, worst.ideal_sectors, "sectors of global memory")) if got > ideal]
+    return f"Worst line, {worst.place.label}: {' and '.join(parts)}."
+
+def _cells(line: Line) -> tuple[str, ...]:
+    "What a table says of a line: shared and global traffic as multiples of the ideal, active lanes, waits that held."
+    return (f"{line.shared:.3g}x" if line.wavefronts else "", f"{line.sectored:.3g}x" if line.sectors else "",
+            f"{line.active:.0%}" if line.requests else "", f"{line.held:,} of {line.waits:,}" if line.waits else "")
+
+Report.verdict = property(_verdict)
+_HEAD = ("shared", "global", "lanes", "held", "line")
+
+def _text(report: Report) -> str:
+    "The report for a terminal."
+    rows = [(*_cells(line), str(line.place.line)) for line in report.lines]
+    widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
+    def joined(row) -> str: return "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+    parts, file = [repr(report), joined(_HEAD)], report.source.path
+    for row, line in zip(rows, report.lines, strict=True):
+        if line.place.file != file: parts.append(file := line.place.file)
+        parts.append(f"{joined(row)} {'!' if line.races else ' '} {line.text}".rstrip())
+    return "\n".join([*parts, report.verdict])
+
+Report.__str__ = _text
+
+# %% ../nbs/06_emulator.ipynb #6eb3df62
+_HOT = "rgba(194,80,79,{:.2f})"
+
+def _heat(ratio: float) -> str:
+    "From nothing at the ideal to red at 32 times as much."
+    return f"background:{_HOT.format(min(1.0, math.log2(max(ratio, 1)) / 5))}"
+
+def _row_html(line: Line) -> str:
+    cells, border = _cells(line), ";border-left:4px solid #c2504f" if line.races else ""
+    heats = (_heat(line.shared), _heat(line.sectored), "", "")
+    left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>' for cell, heat in zip(cells, heats, strict=True))
+    code = html.escape(line.text) or " "
+    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.place.line}</td><td><code>{code}</code></td></tr>'
+
+def _report_html(report: Report) -> str:
+    "The kernel's own lines with a strip of heat beside each."
+    titles = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise", "active lanes",
+              "waits of warps that were held, of all", "line of the file")
+    head = "".join(f'<th style="text-align:right;padding:0 .6em" title="{title}">{name}</th>'
+                   for name, title in zip(_HEAD, titles, strict=True))
+    body, file = [], report.source.path
+    for line in report.lines:
+        if line.place.file != file:
+            file = line.place.file
+            body.append(f'<tr><td colspan="5"></td><td>{html.escape(file)}</td></tr>')
+        body.append(_row_html(line))
+    style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left"
+    return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}"><thead><tr>{head}<th></th></tr>'
+            f'</thead><tbody>{"".join(body)}</tbody></table><p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
+
+def _bundle(report: Report, include=None, exclude=None) -> dict:
+    "A traced launch without a check has no lines to show."
+    text = {"text/plain": str(report) if report.lines else repr(report)}
+    return text | ({"text/html": _report_html(report)} if report.lines else {})
+
+Report._repr_mimebundle_ = _bundle
+
+# %% ../nbs/06_emulator.ipynb #c29b8382
+def _timeline(report: Report, first: int = 0, last: int | None = None):
+    "Warps of block 0 over steps of cause and effect: bars are waits, dots arrivals and starts; thin lines lead to who came last."
+    from flashmoe_nb import plots
+    meets = [m for m in report.meets if m.start >= first and (last is None or m.end <= last)]
+    fig = plots.figure(x="meetings along the longest chain (not time)", y="", height=90 + 34 * len({m.warp for m in meets}))
+    held = [m for m in meets if m.what == "wait" and m.end > m.start]
+    hover = "%{y}, %{customdata}<extra></extra>"
+    def words(m: Meet) -> str: return f"{m.what}: {m.object}, phase {m.phase}<br>{m.place.label}: {_strip(report, m.place)}"
+    fig.add_bar(y=[f"warp {m.warp}" for m in held], base=[m.start for m in held], x=[m.end - m.start for m in held], orientation="h",
+                name="waits", marker_color=plots.AMBER, width=0.5, customdata=[words(m) for m in held], hovertemplate=hover)
+    for what, colour, symbol in (("arrive", plots.BLUE, "circle"), ("start", plots.GREEN, "triangle-right")):
+        mine = [m for m in meets if m.what == what]
+        fig.add_scatter(y=[f"warp {m.warp}" for m in mine], x=[m.start for m in mine], mode="markers", name=what + "s",
+                        marker=dict(color=colour, symbol=symbol, size=9), customdata=[words(m) for m in mine], hovertemplate=hover)
+    links = [(m, end) for m in held if 0 <= m.by != m.warp for end in (f"warp {m.by}", f"warp {m.warp}", None)]
+    fig.add_scatter(x=[None if end is None else m.end for m, end in links], y=[end for _, end in links], mode="lines",
+                    line=dict(color=plots.INK, width=1), name="came last", hoverinfo="skip")
+    fig.update_layout(barmode="overlay")
+    warps = sorted({m.warp for m in meets}, reverse=True)
+    return fig.update_yaxes(showgrid=False, categoryorder="array", categoryarray=[f"warp {w}" for w in warps])
+
+def _strip(report: Report, place: Place) -> str: return html.escape(report.source.line(place.file, place.line).strip())
+
+Report.timeline = _timeline
 
 # %% ../nbs/06_emulator.ipynb #a74ad35f
 class Built:
