@@ -8,11 +8,12 @@ import random
 import statistics
 import subprocess
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
-from flashmoe_nb import bench, plots, reference
+from flashmoe_nb import bench, moe_bench, plots, profile, reference, scoreboard
 
 
 @pytest.fixture(autouse=True)
@@ -421,6 +422,50 @@ def test_bench_attention(tmp_path, capsys):
         assert row["tflops"] == pytest.approx(flops / row["median_ms"] / 1e9)
 
 
+def test_a_call_that_would_take_long_is_left_out(capsys, monkeypatch):
+    now = FalseTime()
+    monkeypatch.setattr(bench, "HostClock", partial(bench.HostClock, now))
+    shapes = [bench.AttentionShape(1, 1, seqlen, 32, False) for seqlen in (16, 32, 64)]
+
+    def quadratic(q, k, v, *, causal=False):
+        now.time += 1e-3 * (q.shape[2] / 16) ** 2  # 1, 4 and 16 ms
+        return exact(q, k, v, causal=causal)
+
+    settings = dict(samples=3, peers=False, device="cpu", progress=False)
+    rows = bench.bench_attention(dict(quadratic=quadratic), shapes, skip_ms=10, **settings)
+    assert [row["seqlen_q"] for row in rows] == [16, 32]
+    assert f"quadratic left out at {shapes[2]}: a call would take about 16 ms" in capsys.readouterr().out
+    assert len(bench.bench_attention(dict(quadratic=quadratic), shapes, skip_ms=17, **settings)) == 3
+
+
+def test_materialised_scores_are_timed_at_the_founding_shape_alone():
+    founding, table = bench.attention_shapes()[0], bench.attention_shapes()[-1]
+    assert {"sdpa_math", "sdpa_cudnn"} <= set(bench._peers_at(founding))
+    assert set(bench._peers_at(table)) == {"sdpa_default", "sdpa_flash", "sdpa_efficient"}
+
+
+def test_interpolation_over_the_logarithm():
+    known = {256: 10.0, 1024: 30.0}
+    assert [bench.interpolated(known, x) for x in (128, 256, 512, 1024, 2048)] == [None, 10, pytest.approx(20), 30, None]
+    rows = [dict(n=n, speed=speed) for n, speed in ((64, 1.0), (256, 10.0), (512, 18.0), (1024, 30.0))]
+    found = bench.with_deviation(rows, "n", "speed", (256, 1024))
+    assert "deviation" not in found[0] and [row.get("deviation") for row in found[1:]] == [0, pytest.approx(-0.1), 0]
+
+
+def test_swept_lengths_pass_every_listed_one():
+    for quick in (False, True):
+        swept = bench.swept_lengths(quick)
+        assert swept == sorted(set(swept)) and all(s % 64 == 0 for s in swept)
+    assert set(bench.TABLE_LENGTHS) <= set(bench.swept_lengths())
+
+
+def test_instances_of_a_package():
+    listed = bench.step_instances("flashmoe_nb.attention")
+    assert ("attention/20_online_softmax.cu" in {path for path, _ in listed}) and len(listed) == len(set(listed))
+    half = bench.step_instances("flashmoe_nb.attention", ["__half"])
+    assert half and all("__half" in name for _, name in half) and set(half) < set(listed)
+
+
 def test_an_error_of_a_step_stops_the_table():
     def broken(q, k, v, *, causal=False):
         raise RuntimeError("does not compile")
@@ -488,7 +533,150 @@ def test_on_a_gpu_the_bench_writes_into_the_workbook(suites, tmp_path, monkeypat
         bench.run_bench(["speed"])
 
 
+def test_a_suite_that_fails_costs_the_others_nothing(suites, tmp_path, monkeypatch, capsys):
+    on_backend(monkeypatch, "emulator")
+
+    def broken(quick):
+        raise ZeroDivisionError("in the suite")
+
+    monkeypatch.setattr(bench, "SUITES", {"broken": bench.Suite("own", "x", broken, False)} | bench.SUITES)
+    with pytest.raises(bench.SuiteFailed, match="failed: broken"):
+        bench.run_bench(output=tmp_path)
+    assert os.listdir(tmp_path) == ["own_file.json"] and "in the suite" in capsys.readouterr().err
+
+
+def test_a_suite_of_a_later_module_exists_when_its_function_does(suites, monkeypatch):
+    on_backend(monkeypatch, "emulator")
+    later = {name: bench.Suite("f", "x", bench.Elsewhere(*home), False) for name, home in dict(
+        here=("flashmoe_nb.bench", "bench_emulator"), no_module=("flashmoe_nb.nothing", "f"),
+        no_function=("flashmoe_nb.bench", "nothing")).items()}  # fmt: skip
+    assert [bench.suite_exists(suite) for suite in later.values()] == [True, False, False]
+    monkeypatch.setattr(bench, "SUITES", bench.SUITES | later)
+    assert bench._choose_suites(None, on_gpu=False) == ["any", "here"]
+    with pytest.raises(ValueError, match="no_module, no_function: .* is not there"):
+        bench._choose_suites(["no_module", "no_function"], on_gpu=True)
+
+
+def test_suites_that_are_named_here_are_there():
+    for name in ("moe", "moe_parts", "profile"):
+        assert bench.suite_exists(bench.SUITES[name]), name
+
+
+# The expert layer
+
+
+TINY = moe_bench.ExpertShape(8, 2, 128, 64)
+
+
+def test_sorted_pairs_and_their_blocks():
+    for num_experts, block_m in ((8, 2), (3, 16), (300, 4)):
+        ids = torch.stack([torch.randperm(num_experts)[:2] for _ in range(37)]).int()
+        order, inverse, ends = moe_bench.sort_pairs(ids, num_experts)
+        assert torch.equal(order, ids.flatten().argsort(stable=True)) and torch.equal(order[inverse], torch.arange(74))
+        assert torch.equal(ends.long(), torch.bincount(ids.flatten(), minlength=num_experts).cumsum(0))
+        expert, slot, end = moe_bench.row_blocks(ends, 74, block_m)
+        covered = [(e.item(), s) for e, a, b in zip(expert, slot, end, strict=True) for s in range(a, min(a + block_m, b))]
+        assert covered == [(e, i) for i, e in enumerate(ids.flatten().sort().values.tolist())]
+
+
+def test_peers_of_the_expert_layer_are_right(capsys):
+    routed, weights = moe_bench.draw_inputs(TINY, 33, sets=1)[0], moe_bench.draw_weights(TINY)
+    layers = dict(naive_loop=moe_bench.naive_loop, torch_grouped_mm=moe_bench.torch_grouped_mm)
+    assert moe_bench.right_layers(layers, routed, weights, "33 tokens") == list(layers)
+    wrong = {"swapped": lambda routed, *w: moe_bench.naive_loop(routed._replace(low_weights=routed.low_weights.flip(1)), *w)}
+    assert moe_bench.right_layers(wrong, routed, weights, "33 tokens") == []
+    assert "swapped left out at 33 tokens, because it is wrong" in capsys.readouterr().out
+
+
+def test_inputs_follow_the_protocol():
+    first, second, third = moe_bench.draw_inputs(TINY, 5)
+    torch.manual_seed(1005)
+    assert torch.equal(first.tokens, torch.randn(5, 128, dtype=torch.bfloat16)) and not torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.topk_weights.sum(-1), torch.ones(5)) or (first.topk_weights.sum(-1) - 1).abs().max() < 1e-6
+    assert first.topk_ids.dtype == torch.int32 and torch.equal(first.topk_ids.long(), first.long_ids)
+    assert third.low_weights.dtype == torch.bfloat16
+
+
+def test_rows_of_the_expert_layer(tmp_path):
+    inputs = moe_bench.draw_inputs(TINY, 4)
+    row = moe_bench.expert_row("x", "tiny", TINY, inputs, bench.Timing((1.0, 2.0, 3.0), "CUDA events"), "graph")
+    bench.write_results(tmp_path / "moe_forward.json", [row])  # has every key
+    touched = statistics.mean(len(set(i.topk_ids.flatten().tolist())) for i in inputs)
+    assert row["median_us"] == 2000 and row["touched_experts"] == pytest.approx(touched)
+    assert row["tflops"] == pytest.approx(bench.moe_flops(4, 2, 128, 64) / 2e-3 / 1e12)
+    assert row["weight_GBps"] == pytest.approx(touched * 3 * 128 * 64 * 2 / 2e-3 / 1e9)
+
+
+# The scoreboard
+
+
+def test_ladder():
+    def row(impl, ms):
+        return attention_row(impl=impl, batch=4, num_heads=8, seqlen_q=8192, head_dim=64, median_ms=ms, tflops=100 / ms)
+
+    rows = [row("sdpa_math", 10.0), row("fast", 1.0), row("slow", 8.0), row("flashmoe_nb", 1.0), row("sdpa_flash", 2.0),
+            attention_row(impl="elsewhere")]
+    found = scoreboard.ladder(rows, 200.0, {"slow": 10, "fast": 47}, {1: 1.2, 4: 2.1, 5: 2.5})
+    assert [(r["impl"], r["speedup"], r["target"]) for r in found] == [
+        ("slow", 1.25, 1.2), ("fast", 10, 2.1), ("flashmoe_nb", 10, 2.5), ("sdpa_math", 1, None), ("sdpa_flash", 5, None)]
+    assert found[1]["share"] == pytest.approx(0.5)
+
+
+def test_cells_of_the_scoreboard():
+    rows = [attention_row(impl=impl, seqlen_q=s, tflops=t) for impl, s, t in (("a", 512, 2.0), ("a", 1024, 6.0), ("b", 512, 1.0))]
+    values = scoreboard.ratios(scoreboard.speeds(rows, "a"), scoreboard.speeds(rows, "b"))
+    assert values == {(64, False, 512): 2.0} and scoreboard.summary({1: 2.0, 2: 0.5}) == "geometric mean 1.000, from 0.50 to 2.00"
+    fig = scoreboard.plot_ratios({("x", 1): 1.5, ("y", 2): 0.5}, lambda k: k[0], lambda k: str(k[1]), "n", "t")
+    assert [list(line) for line in fig.data[0].text] == [["1.50", ""], ["", "0.50"]]
+
+
+def test_every_step_has_its_number():
+    numbers = scoreboard.step_numbers()
+    assert numbers["tiling"] == 10 and numbers["overlap"] == 47 and list(numbers.values()) == sorted(numbers.values())
+    assert set(numbers) == set(bench.attention_steps()) - {"flashmoe_nb"}
+
+
+def test_peers_of_another_run_are_whole():
+    stored = bench.read_results("peers")
+    attention = [row for row in stored["rows"] if row["what"] == "attention forward"]
+    cells = {(s.head_dim, s.causal, s.seqlen) for s in bench.attention_shapes() if s.num_heads * s.head_dim == 2048}
+    for impl in ("fa3", "sdpa_flash", "sdpa_default"):
+        assert set(scoreboard.speeds(attention, impl)) == cells
+    layers = {(row["model"], row["num_tokens"]) for row in stored["rows"] if row["what"] == "expert layer"}
+    assert layers == set(itertools.product(moe_bench.MODELS, moe_bench.TOKENS)) and stored["env"]["provenance"]
+
+
+def test_counters_of_several_launches():
+    head = '"ID","Kernel Name","smsp__inst_executed.sum","launch__registers_per_thread"\n"","","inst","register/thread"\n'
+    page = "==PROF== Connected\n" + head + '"0","attention_a","1,234","168"\n"1","attention_b","7","n/a"\n'
+    assert profile.parse_launches(page) == [{"instructions": 1234, "registers": 168}, {"instructions": 7}]
+    with pytest.raises(ValueError, match="no permission"):
+        profile.parse_launches("==ERROR== no permission")
+
+
 # On a GPU
+
+
+@pytest.mark.gpu
+def test_all_expert_layers_on_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(moe_bench, "MODELS", {"tiny": moe_bench.ExpertShape(16, 4, 1024, 256)})
+    weights = moe_bench.draw_weights(moe_bench.MODELS["tiny"], device="cuda")
+    for num_tokens in (1, 50, 700):
+        inputs = moe_bench.draw_inputs(moe_bench.MODELS["tiny"], num_tokens, device="cuda")
+        graphs, eager = moe_bench._layers("tiny", num_tokens, weights)
+        rows = moe_bench.time_layers(graphs, "tiny", inputs, weights, "graph", 3)
+        rows += moe_bench.time_layers(eager | {"naive_loop": moe_bench.naive_loop}, "tiny", inputs, weights, "eager", 3)
+        expected = {("flashmoe_nb", "graph"), ("torch_grouped_mm", "graph"), ("dense", "graph"), ("flashmoe_nb", "eager"),
+                    ("naive_loop", "eager")}
+        if moe_bench.TRITON: expected |= {("triton", "graph")}
+        assert expected <= {(row["impl"], row["mode"]) for row in rows}, capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_precompiling_fills_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHMOE_CACHE", str(tmp_path))
+    assert bench.precompile([("common/copy.cu", "copy_kernel")] * 2) == 1
+    assert len(list(tmp_path.rglob("*.bin"))) == 1
 
 
 @pytest.mark.gpu
