@@ -650,7 +650,7 @@ def _expert_memory(lengths: Sequence[int]) -> list[dict]:
                          extra_bytes=used))
     return rows
 
-# %% ../nbs/04_bench.ipynb #ea054286
+# %% ../nbs/04_bench.ipynb #91426292
 class Suite(NamedTuple):
     "Something to measure: `rows(quick)` gives the rows of `<file>.json`; `what` completes \"measures …\"."
     file: str
@@ -668,7 +668,9 @@ class Elsewhere(NamedTuple):
 
     def __call__(self, quick: bool) -> list[dict]: return getattr(importlib.import_module(self.module), self.function)(quick)
 
-def suite_exists(suite: Suite) -> bool: return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
+def suite_exists(suite: Suite) -> bool:
+    "Whether the suite's module and function are there."
+    return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
 # %% ../nbs/04_bench.ipynb #1237e466
 def _attention_suite(quick: bool) -> list[dict]:

@@ -108,8 +108,10 @@ def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops
     fig.update_yaxes(rangemode="tozero")
     return with_menu(fig, cases) if len(cases) > 1 else fig
 
-# %% ../nbs/03_plots.ipynb #1393ee7e
-def short(n: int) -> str: return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
+# %% ../nbs/03_plots.ipynb #552eb989
+def short(n: int) -> str:
+    "A length on an axis: 512, 16k."
+    return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else f"{n:g}"
 
 def _hover(row: Mapping, y: str, ceiling: float | None) -> str:
     "What a point says beside its height: median and spread where the row has them, percentage of the ceiling."
