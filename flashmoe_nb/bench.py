@@ -650,7 +650,7 @@ def _expert_memory(lengths: Sequence[int]) -> list[dict]:
                          extra_bytes=used))
     return rows
 
-# %% ../nbs/04_bench.ipynb #91426292
+# %% ../nbs/04_bench.ipynb #62df95a3
 class Suite(NamedTuple):
     "Something to measure: `rows(quick)` gives the rows of `<file>.json`; `what` completes \"measures …\"."
     file: str
@@ -664,7 +664,10 @@ class Elsewhere(NamedTuple):
     function: str
 
     def exists(self) -> bool:
-        return find_spec(self.module) is not None and hasattr(importlib.import_module(self.module), self.function)
+        try: return hasattr(importlib.import_module(self.module), self.function)
+        except ModuleNotFoundError as error:
+            if error.name and self.module.startswith(error.name): return False
+            raise
 
     def __call__(self, quick: bool) -> list[dict]: return getattr(importlib.import_module(self.module), self.function)(quick)
 
@@ -672,7 +675,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #1237e466
+# %% ../nbs/04_bench.ipynb #7c6379dc
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -687,12 +690,14 @@ SUITES = {
     "moe": Suite("moe_forward", "the expert layer beside torch, transformers and Triton",
                  Elsewhere("flashmoe_nb.moe_bench", "bench_moe")),
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
+    "models": Suite("moe_models", "tokens per second of transformers' models, their experts and ours",
+                    Elsewhere("flashmoe_nb.integrations.transformers", "bench_models")),
     "host": Suite("host_overhead", "what a call costs the host, and the first call", bench_host),
     "memory": Suite("memory", "memory beyond inputs and outputs", bench_memory),
     "profile": Suite("profile", "what the chip's counters say of every attention step (notebook 88)",
                      Elsewhere("flashmoe_nb.profile", "bench_profile")),
     "emulator_vs_ncu": Suite("emulator_vs_ncu", "the emulator's counts beside the chip's counters",
-                             Elsewhere("flashmoe_nb.counters", "bench_emulator_vs_ncu")),
+                             Elsewhere("flashmoe_nb.counters", "bench_counters")),
     "emulator": Suite("emulator_cost", "what emulating an attention step costs, no GPU speed", bench_emulator, False),
 }
 

@@ -110,7 +110,12 @@ def tune_shape(step: Tunable, shape, *, samples: int = 15, warmup: int = 3, devi
     return dict(step=step.name, key=dict(head_dim=shape.head_dim, causal=shape.causal), near=dict(seqlen=shape.seqlen),
                 choice=tiles[chosen]._asdict(), median_ms=medians)
 
-# %% ../nbs/89_tune.ipynb #496cdd31
+# %% ../nbs/89_tune.ipynb #1170db87
+def _candidate_instances(name: str) -> list[tuple[str, str]]:
+    "What a step's candidates launch in bf16, if it can list that: `candidate_instances()`; else they compile when first called."
+    listed = getattr(importlib.import_module(f"flashmoe_nb.attention.{name}"), "candidate_instances", list)()
+    return [(path, instance) for path, instance in listed if "__half" not in instance]
+
 def tune(steps: Iterable[str] | None = None, *, shapes=None, samples: int = 15) -> list[dict]:
     """Measure all steps (default: every one that offers candidates) at all shapes (default: the attention table's).
 
@@ -120,6 +125,8 @@ def tune(steps: Iterable[str] | None = None, *, shapes=None, samples: int = 15) 
     unknown = sorted(set(steps or ()) - set(known))
     if unknown: raise ValueError(f"steps: {', '.join(unknown)} offers no candidates; there are {', '.join(known) or 'none'}")
     shapes = shapes or [s for s in bench.attention_shapes() if s.num_heads * s.head_dim == 2048]
+    instances = [i for name in steps or known for i in _candidate_instances(name)]
+    print(f"compiled {bench.precompile(instances)} instances", flush=True)
     return [tune_shape(known[name], shape, samples=samples) for name in steps or known for shape in shapes]
 
 def write_table(rows: Sequence[Mapping], path: Path, kept: Sequence[Mapping] = ()) -> Path:
