@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Cell', 'METRICS', 'MEANINGS', 'Table', 'geometric_mean', 'in_table', 'at_founding', 'shares', 'stage_of',
-           'step_numbers', 'ladder', 'speeds', 'ratios', 'plot_ratios', 'summary', 'plot_deviation', 'layer_times',
-           'best_of', 'metrics_table', 'correlation']
+           'step_numbers', 'ladder', 'ladder_markdown', 'speeds', 'ratios', 'plot_ratios', 'summary', 'plot_deviation',
+           'layer_times', 'best_of', 'with_efficiency', 'metrics_table', 'correlation']
 
 # %% ../nbs/90_scoreboard.ipynb #44aa2144
 import math
@@ -81,6 +81,20 @@ def ladder(rows: Sequence[Mapping], ceiling: float, numbers: Mapping[str, int], 
                           share=row["tflops"] / ceiling, speedup=math_ms / row["median_ms"], target=targets.get(stage)))
     return found
 
+# %% ../nbs/90_scoreboard.ipynb #e1de7c7f
+def ladder_markdown(seqlen: int = 8192) -> str:
+    "The ladder as a Markdown table, from `attention_forward.json`: for a README. Empty where nothing was measured."
+    stored = bench.read_results("attention_forward")
+    if not stored: return ""
+    found = ladder(stored["rows"], stored["ceilings"]["cublas_bf16_tflops"], step_numbers(), {}, seqlen)
+    lines = ["| step | ms | TFLOP/s | % of cuBLAS | × math SDPA |", "|---|--:|--:|--:|--:|"]
+    for s in found:
+        name = f"{s['number']} {s['impl'].replace('_', ' ')}" if s["number"] else f"`{s['impl']}`"
+        lines.append(f"| {name} | {s['ms']:.3g} | {s['tflops']:.3g} | {100 * s['share']:.1f} | {s['speedup']:.2f} |")
+    env = stored["env"]
+    shape = f"Batch 4, 8 heads, {seqlen:,} tokens, head_dim 64, bf16"
+    return "\n".join([*lines, "", f"{shape}; {env['gpu']}, {str(env['date'])[:10]}."])
+
 # %% ../nbs/90_scoreboard.ipynb #e6f2e9b3
 Cell = tuple[int, bool, int]      # head_dim, causal, seqlen
 
@@ -131,6 +145,16 @@ def best_of(times: Mapping[str, Mapping[tuple, float]]) -> dict[tuple, float]:
     "The smallest time of several implementations in each cell."
     keys = dict.fromkeys(key for found in times.values() for key in found)
     return {key: min(found[key] for found in times.values() if key in found) for key in keys}
+
+# %% ../nbs/90_scoreboard.ipynb #ac3e37fa
+def with_efficiency(rows: Sequence[Mapping], ceilings: Mapping[str, float]) -> list[dict]:
+    "Rows of `moe_forward.json` with `efficiency`: the roofline's time, with the experts really touched, over the measured one."
+    found = []
+    for row in rows:
+        size = row["num_tokens"], row["hidden"], row["inter"]
+        flops, moved = bench.moe_flops(size[0], row["top_k"], *size[1:]), bench.moe_bytes(*size, row["touched_experts"])
+        found.append(dict(row) | dict(efficiency=bench.predict(flops, moved, ceilings).ms * 1e3 / row["median_us"]))
+    return found
 
 # %% ../nbs/90_scoreboard.ipynb #b4c8e9e9
 METRICS = {      # heading: (key of profile.json, scale)

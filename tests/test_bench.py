@@ -630,6 +630,22 @@ def test_cells_of_the_scoreboard():
     assert [list(line) for line in fig.data[0].text] == [["1.50", ""], ["", "0.50"]]
 
 
+def test_ladder_in_markdown(tmp_path, monkeypatch):
+    assert scoreboard.ladder_markdown().startswith("| step |")
+    monkeypatch.setattr(bench, "results_folder", lambda: tmp_path)
+    assert scoreboard.ladder_markdown() == ""
+    row = attention_row(impl="tiling", batch=4, num_heads=8, seqlen_q=8192, head_dim=64, median_ms=20.0, tflops=50.0)
+    bench.write_results(tmp_path / "attention_forward.json", [row, row | dict(impl="sdpa_math", median_ms=30.0)],
+                        ceilings=dict(cublas_bf16_tflops=200.0), env=dict(gpu="a GPU", date="2026-01-02T03:04"))
+    assert "| 10 tiling | 20 | 50 | 25.0 | 1.50 |" in scoreboard.ladder_markdown()
+
+
+def test_efficiency_is_the_roofline_over_the_time():
+    machine = {"some_tflops": 100.0, "copy_TBps": 1.0}
+    row = dict(num_tokens=1, top_k=2, hidden=1000, inter=1000, touched_experts=2, median_us=24.008)  # 12.004 MB at 1 TB/s
+    assert scoreboard.with_efficiency([row], machine)[0]["efficiency"] == pytest.approx(0.5)
+
+
 def test_every_step_has_its_number():
     numbers = scoreboard.step_numbers()
     assert numbers["tiling"] == 10 and numbers["overlap"] == 47 and list(numbers.values()) == sorted(numbers.values())
