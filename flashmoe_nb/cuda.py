@@ -670,7 +670,7 @@ def _device_of(args) -> int:
         if isinstance(value, TensorMap): return value.tensor.get_device()
     return -1
 
-# %% ../nbs/00_cuda.ipynb #684864ca
+# %% ../nbs/00_cuda.ipynb #0cea0c8d
 class Kernel:
     "One kernel instance of a file under `kernels/`, built on first launch, once per backend and device."
 
@@ -714,6 +714,7 @@ class Kernel:
             check = options.get("check", ())
             built = self._built((check,) if isinstance(check, str) else tuple(check))
             bind(built.signature, args, self.name)
+            built._runtime.emu_dependent(dependent)
             return built.launch(grid, block, args, smem, **options)
         if options: raise TypeError(f"{self.name}: {', '.join(options)} are options of the emulator")
         launcher = self._launchers.get(device) or self._load(device)

@@ -182,6 +182,27 @@ def test_neighbours(mistake):
     fails(*NEIGHBOURS[mistake], launch, *args, cluster=2) if mistake else launch(*args, cluster=2)
 
 
+def after(wait: int, changed: bool = False, **options):
+    "A kernel writes, a second one reads what it wrote; `changed`: after something else has written there."
+    own, x, out = (torch.full((64,), n, dtype=torch.int32) for n in (3, 0, -1))
+    kernel("hopper.cu", "griddep_kernel").launch(1, 64, [x])
+    if changed:
+        x += 1
+    with cuda.emulation(check=("memory",)):
+        kernel("hopper.cu", "after_kernel").launch(1, 64, [x, own, out, wait], **options)
+    assert torch.equal(out, torch.arange(64, dtype=torch.int32) + 3 + changed)
+
+
+def test_a_dependent_kernel_waits_for_those_ahead():
+    "It may read what nobody ahead writes; what they write, once a thread of its block has waited."
+    after(0)
+    after(1, dependent=True)
+    after(0, changed=True, dependent=True)
+    for wait in (0, 2):
+        with pytest.raises(AsyncMisuse, match=r"reads what a kernel ahead may still be writing, at byte \d+ of argument 0"):
+            after(wait, dependent=True)
+
+
 def test_hopper_needs_hopper():
     "A kernel that claims an older architecture does not compile with Hopper's instructions, on either backend."
     text = '#include "common/ptx/wgmma.h"\n__global__ void empty_kernel() {}'

@@ -46,6 +46,7 @@ static void check_shared(SharedMemory& shared, const void* p, size_t bytes, Acce
 }
 
 static void check_global(const Worker& w, const void* p, size_t bytes, Access kind, Site site) {
+    if (!w.action) check_dependency(p, kind == Access::read ? "reads" : "writes", site);
     const Arguments::Extent* extent = w.grid.spec.arguments->find(p, bytes);
     if (extent && (extent->writable || kind == Access::read)) return;
     if (extent) fail("OutOfBounds", site, "%s %zu bytes %s, which is const", verb(kind), bytes, describe_address(p).c_str());

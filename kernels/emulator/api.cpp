@@ -40,10 +40,15 @@ EMU_EXPORT Module* emu_module(const char* path, const void* inside) {
 EMU_EXPORT const char* emu_signature_name(const Module* module) { return module->signature().c_str(); }
 EMU_EXPORT uint64_t emu_static_shared(const Module* module) { return module->static_end() - module->static_begin(); }
 
+// Whether the next launch of this thread may begin before the kernels ahead of it have ended.
+static thread_local bool next_is_dependent = false;
+EMU_EXPORT void emu_dependent(int dependent) { next_is_dependent = dependent != 0; }
+
 EMU_EXPORT Arguments* emu_arguments(MappingSpec* mappings, size_t m, const SpanSpec* spans, size_t s, const ExtentSpec* extents,
                                     size_t e) {
     return guarded([&] {
-        auto* arguments = new Arguments({mappings, mappings + m}, {spans, spans + s}, {extents, extents + e});
+        auto* arguments = new Arguments({mappings, mappings + m}, {spans, spans + s}, {extents, extents + e}, next_is_dependent);
+        next_is_dependent = false;
         for (size_t i = 0; i < m; ++i) mappings[i].address = arguments->address(i);
         return arguments;
     });

@@ -42,6 +42,7 @@ Grid::Grid(const LaunchSpec& launch) : spec(launch), stop_above(LONG_MAX) {
     blocks = long(spec.grid[0]) * spec.grid[1] * spec.grid[2];
     cluster_size = product(spec.cluster);
     clusters = blocks / cluster_size;
+    spec.arguments->blocks = blocks;
 }
 
 static void prepare_block(Block& block, Worker& worker, Cluster& cluster, unsigned rank) {

@@ -6,12 +6,34 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <new>
 
 namespace emu {
 
-Arguments::Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents)
-    : spans_(std::move(spans)) {
+// What the launches ahead have written that may not have ended when a dependent one begins: the last one; and what was
+// under way when that one began, unless all of its blocks waited for it before they let others begin. Bytes that
+// something else has changed since are no longer theirs.
+struct Written { uint64_t host, bytes, digest; };
+static std::mutex written_mutex;
+static std::vector<Written> written;
+
+static uint64_t digest(uint64_t host, uint64_t bytes) {
+    uint64_t sum = bytes, word = 0;
+    const char* p = reinterpret_cast<const char*>(host);
+    for (; bytes >= 8; bytes -= 8, p += 8) {
+        std::memcpy(&word, p, 8);
+        sum = (sum ^ word) * 0x9E3779B97F4A7C15ull;
+        sum ^= sum >> 29;
+    }
+    word = 0;
+    std::memcpy(&word, p, bytes);
+    return (sum ^ word) * 0x9E3779B97F4A7C15ull;
+}
+
+Arguments::Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents,
+                     bool dependent)
+    : spans_(std::move(spans)), dependent_(dependent) {
     for (const MappingSpec& spec : mappings) map(spec);
     for (const ExtentSpec& e : extents) {
         char* begin = reinterpret_cast<char*>(mappings_[e.mapping].begin + (e.host - mappings_[e.mapping].host_begin));
@@ -19,6 +41,7 @@ Arguments::Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> sp
     }
     copy_in();
     find_margins();
+    find_pending();
     for (auto [begin, end] : margins_) std::memset(begin, pattern, size_t(end - begin));
     protect();
 }
@@ -65,8 +88,29 @@ void Arguments::protect() const {
 }
 
 void Arguments::write_back() const {
-    for (const SpanSpec& s : spans_)
-        if (s.writable) std::memcpy(reinterpret_cast<void*>(s.host), here(s), s.bytes);
+    std::lock_guard<std::mutex> guard(written_mutex);
+    if (!dependent_ || blocks_behind == blocks) written.clear();
+    for (const SpanSpec& s : spans_) {
+        if (!s.writable) continue;
+        std::memcpy(reinterpret_cast<void*>(s.host), here(s), s.bytes);
+        written.push_back({s.host, s.bytes, digest(s.host, s.bytes)});
+    }
+}
+
+void Arguments::find_pending() {
+    std::lock_guard<std::mutex> guard(written_mutex);
+    for (const Written& w : written)
+        for (const SpanSpec& s : spans_) {
+            const uint64_t begin = std::max(w.host, s.host), end = std::min(w.host + w.bytes, s.host + s.bytes);
+            if (!dependent_ || begin >= end || w.host < s.host || w.host + w.bytes > s.host + s.bytes) continue;
+            if (digest(w.host, w.bytes) == w.digest) pending_.push_back({here(s) + (begin - s.host), here(s) + (end - s.host)});
+        }
+}
+
+bool Arguments::pending(const void* address) const {
+    for (auto [begin, end] : pending_)
+        if (address >= begin && address < end) return true;
+    return false;
 }
 
 // Up to a page on either side of every span, where no guard is and no argument.

@@ -1,5 +1,6 @@
 // Global memory: the launch's tensors, copied between guard areas, so that running over an end faults.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -22,7 +23,8 @@ class Arguments {
 public:
     static constexpr size_t guard_bytes = 1 << 20;
 
-    Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents);
+    // `dependent`: the launch may begin before the kernels ahead of it have ended (griddep_wait).
+    Arguments(std::vector<MappingSpec> mappings, std::vector<SpanSpec> spans, std::vector<ExtentSpec> extents, bool dependent);
     ~Arguments();
     Arguments(const Arguments&) = delete;
 
@@ -40,6 +42,9 @@ public:
     const Extent* find(const void* address, size_t bytes) const; // the extent that holds all bytes; prefers a writable one
     const Extent* nearest(const void* address) const;
     bool near(const void* address) const;                        // in a mapping or in its guards
+    bool pending(const void* address) const;                     // a kernel ahead may still be writing it
+    // Blocks in all, and those that waited for the kernels ahead before they let the next kernel begin.
+    mutable std::atomic<long> blocks{0}, blocks_behind{0};
     std::string describe(const void* address) const;             // "4 bytes past the end of argument 1 (512 bytes)"
 
 private:
@@ -57,12 +62,15 @@ private:
     char* here(const SpanSpec& span) const;                      // where a span's copy is
     void copy_in();
     void find_margins();
+    void find_pending();
     void protect() const;
 
     std::vector<Mapping> mappings_;
     std::vector<SpanSpec> spans_;
     std::vector<Extent> extents_;
     std::vector<std::pair<char*, char*>> margins_;
+    bool dependent_;
+    std::vector<std::pair<char*, char*>> pending_;
 };
 
 std::string position(const char* p, const char* begin, const char* end);      // "4 bytes past the end of"

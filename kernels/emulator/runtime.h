@@ -145,6 +145,9 @@ std::string describe(const Block& block, const ThreadSet& threads);
 // at 1024, statically declared arrays first, dynamic memory after them. Both fail on what is not shared memory.
 uint32_t shared_address(const void* pointer, Site site);
 void* shared_pointer(uint32_t address, Site site);
+// Fails if a dependent launch touches what the kernels ahead write, before the block has waited for them (griddep_wait).
+void check_dependency(const void* pointer, const char* does, Site site);
+
 std::string describe_address(const void* pointer);     // "shared memory + 0x40 (Ks)" or "argument 2 + 0x10"
 
 // ---- g) state ----------------------------------------------------------------------------------------------

@@ -218,3 +218,13 @@ __global__ void __launch_bounds__(384, 1) registers_kernel(const int* in, int* o
     }
     out[threadIdx.x] = value;
 }
+
+// Reads what a kernel ahead wrote; `wait` 1: after griddep_wait by one thread for all, 2: only after reading, 0: never.
+__global__ void after_kernel(const int* in, const int* own, int* out, int wait) {
+    int value = own[threadIdx.x];
+    if (wait == 2) value += in[threadIdx.x];
+    if (wait && threadIdx.x == 0) ptx::griddep_wait();
+    __syncthreads();
+    if (wait != 2) value += in[threadIdx.x];
+    out[threadIdx.x] = value;
+}

@@ -14,6 +14,8 @@ namespace emu::ptx {
 EMU_API uint32_t smem_u32(const void* s_pointer);
 EMU_API bool elect_one();
 EMU_API void fence_proxy_async();
+EMU_API void griddep_wait();
+EMU_API void griddep_launch_dependents();
 EMU_API int ld_acquire(const int* g_flag);
 EMU_API void st_release(int* g_flag, int value);
 EMU_API void red_release(int* g_counter, int value);

@@ -3,6 +3,7 @@
 #include "in_flight.h"
 #include "instructions.h"
 #include "mbarriers.h"
+#include "../memory.h"
 
 namespace emu::ptx {
 
@@ -23,6 +24,17 @@ void fence_proxy_async() {
     if (self().order) self().order->fence();
 }
 
+// A block in which nobody has waited for the kernels ahead must not touch what they write.
+struct Dependency final : State { bool waited = false, let_others_begin = false; };
+
+void griddep_wait() {
+    auto& block = block_state<Dependency>();
+    if (!block.waited && !block.let_others_begin) ++worker->grid.spec.arguments->blocks_behind;
+    block.waited = true;
+}
+
+void griddep_launch_dependents() { block_state<Dependency>().let_others_begin = true; }
+
 // Whoever waits for another block polls: give the others their turn.
 int ld_acquire(const int* g_flag) {
     access(g_flag, 4, Access::atomic, EMU_SITE);
@@ -41,3 +53,13 @@ void red_release(int* g_counter, int value) {
 }
 
 }  // namespace emu::ptx
+
+namespace emu {
+
+void check_dependency(const void* p, const char* does, Site site) {
+    if (!worker->grid.spec.arguments->pending(p) || block_state<ptx::Dependency>().waited) return;
+    fail("AsyncMisuse", site, "%s what a kernel ahead may still be writing, %s: griddep_wait comes first", does,
+         describe_address(p).c_str());
+}
+
+}  // namespace emu

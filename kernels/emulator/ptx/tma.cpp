@@ -26,6 +26,7 @@ static void load_into(const char* what, unsigned rank, void* s_tile, uint64_t* s
     const uint32_t address = shared_address(s_tile, site);
     char* to = static_cast<char*>(map_shared(s_tile, rank, site));
     auto* on = static_cast<uint64_t*>(map_shared(s_barrier, rank, site));
+    check_dependency(reinterpret_cast<const void*>(tile.address), what, site);
     if (there.live == 0) fail("AsyncMisuse", site, "%s to block %u of the cluster, which has exited", what, rank);
     if (!mbarrier(there, on, site).fenced)
         fail("AsyncMisuse", site, "%s: the mbarrier was made without mbar_fence_init or fence_proxy_async, so TMA may not "
