@@ -12,6 +12,9 @@ from flashmoe_nb.moe.dispatch import dispatch, dispatch_by_radix_sort
 from flashmoe_nb.moe.routing import load_balance_loss, routing
 
 
+ORDERS = (dict(check=("race", "memory", "init")), dict(schedule="reverse"), dict(schedule="random", seed=3))
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -175,7 +178,7 @@ def test_load_balance_loss_is_one_when_even_and_num_experts_when_collapsed():
     torch.testing.assert_close(routing(collapsed, 1, balance_loss=True)[2], torch.tensor(4.0))
 
 
-@pytest.mark.parametrize("options", (dict(check=("memory", "init")), dict(schedule="reverse"), dict(schedule="random", seed=3)))
+@pytest.mark.parametrize("options", ORDERS)
 def test_routing_in_other_orders(options):
     logits, settings = hostile_logits(6, 40), dict(scoring="sigmoid", bias=torch.zeros(40), n_group=5, topk_group=2)
     plain = [*routing(logits, 5, balance_loss=True), *routing(logits, 5, **settings)]
@@ -281,7 +284,7 @@ def test_dispatch_of_one_hot_expert_and_of_nothing_but_drops():
         check_dispatch(dispatch_by_radix_sort(ids, 8, 32), ids, 8, 32)
 
 
-@pytest.mark.parametrize("options", (dict(check=("memory", "init")), dict(schedule="reverse"), dict(schedule="random", seed=3)))
+@pytest.mark.parametrize("options", ORDERS)
 def test_dispatch_in_other_orders(options):
     ids = random_ids(70, 20, 3)
     with cuda.emulation(**options):

@@ -6,7 +6,8 @@
 __all__ = ['FILE', 'MAX_EXPERTS', 'THREADS', 'PAIRS_OF_ONE_BLOCK', 'DIGIT_BITS', 'DIGITS', 'instances', 'Dispatch',
            'new_integers', 'check_ids', 'dispatch', 'dispatch_by_radix_sort']
 
-# %% ../../nbs/62_dispatch.ipynb #f347c5fd
+# %% ../../nbs/62_dispatch.ipynb #c2ee0f57
+import functools
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,15 @@ def check_ids(topk_ids, num_experts):
     if not isinstance(num_experts, int): raise TypeError(f"num_experts must be an int, got {type(num_experts).__name__}")
     if not 1 <= num_experts <= MAX_EXPERTS: raise ValueError(f"num_experts must be 1 to {MAX_EXPERTS}, got {num_experts}")
 
-# %% ../../nbs/62_dispatch.ipynb #77a1a8c3
+# %% ../../nbs/62_dispatch.ipynb #5b194cff
+@functools.lru_cache(maxsize=1024)
+def _launches(device, pairs: int, num_experts: int, block_tokens: int, capacity: int, blocks: int):
+    "The two launches for these sizes, checked and packed once; the first is None where one block does everything."
+    one = torch.empty(1, dtype=torch.int32, device=device)
+    count, place = (cuda.compile(FILE, name) for name in ("count_kernel", "place_kernel"))
+    first = count.prepare(blocks, THREADS, (one, one, pairs, num_experts), dependent=True) if blocks > 1 else None
+    return first, place.prepare(blocks, THREADS, (*[one] * 8, pairs, num_experts, block_tokens, capacity), dependent=True)
+
 def dispatch(topk_ids, num_experts: int, block_tokens: int = 128, *, capacity: int | None = None,
              blocks: int | None = None) -> Dispatch:
     """Sort (token, choice) pairs by expert, stably, without a host synchronisation.
@@ -67,10 +76,9 @@ def dispatch(topk_ids, num_experts: int, block_tokens: int = 128, *, capacity: i
     limit = pairs if capacity is None else min(capacity, pairs)
     sizes = [num_experts + 1, num_experts + 1, pairs, pairs, 2, num_experts, blocks * num_experts]
     *result, counts = new_integers(sizes, ids.device)
-    if blocks > 1:
-        cuda.compile(FILE, "count_kernel").launch(blocks, THREADS, (ids, counts, pairs, num_experts), dependent=True)
-    cuda.compile(FILE, "place_kernel").launch(
-        blocks, THREADS, (ids, counts, *result, pairs, num_experts, block_tokens, limit), dependent=True)
+    count, place = _launches(ids.device, pairs, num_experts, block_tokens, limit, blocks)
+    if count: count(ids, counts)
+    place(ids, counts, *result)
     return Dispatch(*result)
 
 # %% ../../nbs/62_dispatch.ipynb #c5ae4726

@@ -7,7 +7,9 @@ __all__ = ['FILE', 'LOGITS', 'MAX_EXPERTS', 'MAX_TOP_K', 'MAX_GROUPS', 'PER_LANE
            'BALANCE_BLOCKS', 'instances', 'check_logits', 'check_bias', 'check_groups', 'new_outputs',
            'load_balance_loss', 'routing']
 
-# %% ../../nbs/60_routing.ipynb #aff709bd
+# %% ../../nbs/60_routing.ipynb #e6a80346
+import functools
+
 import torch
 
 from .. import cuda
@@ -91,7 +93,17 @@ def load_balance_loss(logits, topk_ids, *, scoring: str = "softmax") -> torch.Te
     cuda.compile(FILE, "balance_loss_kernel").launch(1, MAX_EXPERTS, (sums, counts, loss, blocks, num_tokens, num_experts, top_k))
     return loss
 
-# %% ../../nbs/60_routing.ipynb #8e869d65
+# %% ../../nbs/60_routing.ipynb #1b2bf6f9
+@functools.lru_cache(maxsize=1024)
+def _launch(device, dtype, num_tokens: int, num_experts: int, top_k: int, has_bias: bool, *settings):
+    "The launch for these sizes and settings: a function of logits, bias, topk_weights and topk_ids."
+    def one(dtype): return torch.empty(1, dtype=dtype, device=device)
+    bias = one(torch.float32) if has_bias else None
+    arguments = (one(dtype), bias, one(torch.float32), one(torch.int32), num_tokens, num_experts, top_k, *settings)
+    return cuda.compile(FILE, _instance(dtype, num_experts)).prepare(
+        -(-num_tokens // TOKENS_OF_A_BLOCK), 32 * TOKENS_OF_A_BLOCK, arguments, dependent=True)
+
+# %% ../../nbs/60_routing.ipynb #3eb4dbd3
 def routing(logits, top_k: int, *, scoring: str = "softmax", renormalize: bool = True, bias=None, n_group: int = 1,
             topk_group: int = 1, group_best: int = 2, scaling: float = 1.0, balance_loss: bool = False) -> tuple[torch.Tensor, ...]:
     """Choose each token's experts: logits `[num_tokens, num_experts]` → topk_weights (float32) and topk_ids (int32), both
@@ -113,8 +125,7 @@ def routing(logits, top_k: int, *, scoring: str = "softmax", renormalize: bool =
     logits = logits.contiguous()
     outputs = new_outputs(num_tokens, top_k, logits.device)
     if num_tokens:
-        cuda.compile(FILE, _instance(logits.dtype, num_experts)).launch(
-            -(-num_tokens // TOKENS_OF_A_BLOCK), 32 * TOKENS_OF_A_BLOCK,
-            (logits, bias if bias is None else bias.contiguous(), *outputs, num_tokens, num_experts, top_k,
-             int(scoring == "sigmoid"), int(renormalize), n_group, topk_group, group_best, float(scaling)))
+        launch = _launch(logits.device, logits.dtype, num_tokens, num_experts, top_k, bias is not None, int(scoring == "sigmoid"),
+                         int(renormalize), n_group, topk_group, group_best, float(scaling))
+        launch(logits, None if bias is None else bias.contiguous(), *outputs)
     return (*outputs, load_balance_loss(logits, outputs[1], scoring=scoring)) if balance_loss else outputs
