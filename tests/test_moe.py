@@ -103,6 +103,12 @@ def test_options(each_chip, names, num_tokens, num_experts, top_k, hidden, inter
     check(fused_experts(x, w1, w2, weights, ids, **options), x, w1, w2, weights, ids, **options)
 
 
+def test_a_split_must_not_be_empty():
+    x, w1, w2, logits = reference.moe_inputs(4, 2, 64, 264, device="cpu")
+    with pytest.raises(ValueError, match="splits 4"):
+        run_products(x, w1, w2, *routing(logits, 1), Tile(1, 8, 6), splits=4)
+
+
 def test_weights_before_with_rows_in_slot_order():
     "Many tokens of a wide expert: the copy into slot order weighs them."
     x, w1, w2, logits = reference.moe_inputs(80, 1, 8, 2048, device="cpu")
