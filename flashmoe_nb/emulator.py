@@ -151,7 +151,7 @@ class _Spec(ctypes.Structure):
 class _Counters(ctypes.Structure):
     _fields_ = [(name, _U64) for name in ("switches", "barriers", "collectives", "accesses")]
 
-# %% ../nbs/06_emulator.ipynb #11de18ca
+# %% ../nbs/06_emulator.ipynb #fc8506d2
 _FUNCTIONS = {                                             # of api.cpp: result, arguments
     "emu_reason": (_TEXT,), "emu_module": (_POINTER, _TEXT, _POINTER), "emu_static_shared": (_U64, _POINTER),
     "emu_signature_name": (_TEXT, _POINTER),
@@ -159,7 +159,8 @@ _FUNCTIONS = {                                             # of api.cpp: result,
     "emu_write_back": (None, _POINTER), "emu_free_arguments": (None, _POINTER), "emu_start": (_POINTER, _POINTER),
     "emu_wait": (ctypes.c_int, _POINTER, ctypes.c_double), "emu_stop": (None, _POINTER),
     "emu_error_kind": (_TEXT, _POINTER), "emu_error_text": (_TEXT, _POINTER), "emu_output": (_TEXT, _POINTER),
-    "emu_trace": (_TEXT, _POINTER), "emu_report": (_TEXT, _POINTER), "emu_counters": (None, _POINTER, _POINTER), "emu_free_launch": (None, _POINTER)}
+    "emu_trace": (_TEXT, _POINTER), "emu_report": (_TEXT, _POINTER), "emu_counters": (None, _POINTER, _POINTER),
+    "emu_free_launch": (None, _POINTER)}
 
 @functools.cache
 def _load(folder: Path) -> ctypes.CDLL:
@@ -307,13 +308,15 @@ def _pack(signature: tuple[str, ...], args, address: dict[int, int]) -> tuple[ct
     pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(ctypes.addressof(buffer) + start + o for o in offsets))
     return buffer, pointers
 
-# %% ../nbs/06_emulator.ipynb #73c0634b
+# %% ../nbs/06_emulator.ipynb #6c495b9e
 class EmulatorError(RuntimeError):
-    "A kernel did what it must not. `place` is where: a cell and line, or a file below kernels/ and line."
+    """A kernel did what it must not. `place` is where: a cell and line, or a file below kernels/ and line; `report`: what a
+    launch with checks had seen by then."""
 
     def __init__(self, message: str, place: str | None = None):
         super().__init__(message)
         self.place = place
+        self.report: Report | None = None       # of a launch with checks: what had been seen by then
 
     def _render_traceback_(self):
         "What a notebook shows: the message alone, the frames of Python have no part in the mistake."
@@ -322,7 +325,7 @@ class EmulatorError(RuntimeError):
 class Deadlock(EmulatorError): "No thread can go on; the message lists who waits where, and how many have arrived."
 class Diverged(EmulatorError): "Lanes that must execute one instruction together are at different ones."
 class BarrierMisuse(EmulatorError): "A barrier with a wrong number or count, or arrived at too often."
-class AsyncMisuse(EmulatorError): "An asynchronous copy or product that is started, fenced, grouped or waited for in a way the chip does not allow."
+class AsyncMisuse(EmulatorError): "An asynchronous copy or product fenced, grouped or waited for as the chip does not allow."
 class OutOfBounds(EmulatorError): "An access outside every argument, or outside the block's shared memory."
 class MisalignedAccess(EmulatorError): "An address that is not a multiple of the access's size."
 class UninitialisedShared(EmulatorError): "Shared memory read before any thread had written it."
@@ -344,7 +347,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #e69c5c42
+# %% ../nbs/06_emulator.ipynb #429a84eb
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -361,8 +364,9 @@ class Place(NamedTuple):
     label: str
 
 class Access(NamedTuple):
-    """What one load, store or atomic of the source cost, over the whole launch. `space`: "shared" or "global"; `width`: bytes of
-    a lane (0: rows of a TMA tile); `requests`: instructions of a warp; `lanes`: active ones, in all of them."""
+    """What one load, store or atomic of the source cost, over the whole launch. `space`: "shared" or "global"; `width`: bytes
+    of a lane (0: rows of a TMA tile); `requests`: instructions of a warp; `lanes`: active ones, in all of them.
+    `wavefronts`: passes through the banks of shared memory; `sectors`: 32 bytes of global memory each."""
     place: Place
     space: str
     kind: str
@@ -406,8 +410,8 @@ class Wait(NamedTuple):
     steps: int
 
 class Meet(NamedTuple):
-    """A meeting of block 0: `what` is "arrive", "wait" or "start" (of asynchronous work); `start`, `end`: steps of cause and effect,
-    not time; `by`: the warp that came last, or -1."""
+    """A meeting of block 0: `what` is "arrive", "wait" or "start" (of asynchronous work); `start`, `end`: steps of cause and
+    effect, not time; `by`: the warp that came last, or -1."""
     what: str
     warp: int
     lanes: int
@@ -571,7 +575,7 @@ def _text(report: Report) -> str:
 
 Report.__str__ = _text
 
-# %% ../nbs/06_emulator.ipynb #6eb3df62
+# %% ../nbs/06_emulator.ipynb #7540732a
 _HOT = "rgba(194,80,79,{:.2f})"
 
 def _heat(ratio: float) -> str:
@@ -581,7 +585,8 @@ def _heat(ratio: float) -> str:
 def _row_html(line: Line) -> str:
     cells, border = _cells(line), ";border-left:4px solid #c2504f" if line.races else ""
     heats = (_heat(line.shared), _heat(line.sectored), "", "")
-    left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>' for cell, heat in zip(cells, heats, strict=True))
+    left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>'
+                   for cell, heat in zip(cells, heats, strict=True))
     code = html.escape(line.text) or " "
     return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.place.line}</td><td><code>{code}</code></td></tr>'
 
@@ -598,8 +603,9 @@ def _report_html(report: Report) -> str:
             body.append(f'<tr><td colspan="5"></td><td>{html.escape(file)}</td></tr>')
         body.append(_row_html(line))
     style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left"
-    return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}"><thead><tr>{head}<th></th></tr>'
-            f'</thead><tbody>{"".join(body)}</tbody></table><p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
+    return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}">'
+            f'<thead><tr>{head}<th></th></tr></thead><tbody>{"".join(body)}</tbody></table>'
+            f'<p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
 
 def _bundle(report: Report, include=None, exclude=None) -> dict:
     "A traced launch without a check has no lines to show."
@@ -608,7 +614,7 @@ def _bundle(report: Report, include=None, exclude=None) -> dict:
 
 Report._repr_mimebundle_ = _bundle
 
-# %% ../nbs/06_emulator.ipynb #c29b8382
+# %% ../nbs/06_emulator.ipynb #15403a15
 def _timeline(report: Report, first: int = 0, last: int | None = None):
     "Warps of block 0 over steps of cause and effect: bars are waits, dots arrivals and starts; thin lines lead to who came last."
     from flashmoe_nb import plots
@@ -616,9 +622,12 @@ def _timeline(report: Report, first: int = 0, last: int | None = None):
     fig = plots.figure(x="meetings along the longest chain (not time)", y="", height=90 + 34 * len({m.warp for m in meets}))
     held = [m for m in meets if m.what == "wait" and m.end > m.start]
     hover = "%{y}, %{customdata}<extra></extra>"
-    def words(m: Meet) -> str: return f"{m.what}: {m.object}, phase {m.phase}<br>{m.place.label}: {_strip(report, m.place)}"
-    fig.add_bar(y=[f"warp {m.warp}" for m in held], base=[m.start for m in held], x=[m.end - m.start for m in held], orientation="h",
-                name="waits", marker_color=plots.AMBER, width=0.5, customdata=[words(m) for m in held], hovertemplate=hover)
+    def words(m: Meet) -> str:
+        code = html.escape(report.source.line(m.place.file, m.place.line).strip())
+        return f"{m.what}: {m.object}, phase {m.phase}<br>{m.place.label}: {code}"
+    fig.add_bar(y=[f"warp {m.warp}" for m in held], base=[m.start for m in held], x=[m.end - m.start for m in held],
+                orientation="h", name="waits", marker_color=plots.AMBER, width=0.5, customdata=[words(m) for m in held],
+                hovertemplate=hover)
     for what, colour, symbol in (("arrive", plots.BLUE, "circle"), ("start", plots.GREEN, "triangle-right")):
         mine = [m for m in meets if m.what == what]
         fig.add_scatter(y=[f"warp {m.warp}" for m in mine], x=[m.start for m in mine], mode="markers", name=what + "s",
@@ -630,11 +639,9 @@ def _timeline(report: Report, first: int = 0, last: int | None = None):
     warps = sorted({m.warp for m in meets}, reverse=True)
     return fig.update_yaxes(showgrid=False, categoryorder="array", categoryarray=[f"warp {w}" for w in warps])
 
-def _strip(report: Report, place: Place) -> str: return html.escape(report.source.line(place.file, place.line).strip())
-
 Report.timeline = _timeline
 
-# %% ../nbs/06_emulator.ipynb #a74ad35f
+# %% ../nbs/06_emulator.ipynb #15c88e21
 class Built:
     "One kernel instance as a library of this machine. `signature`: its parameter types, as on the GPU."
 
@@ -657,8 +664,8 @@ class Built:
 
         `check`: names from `CHECKS`; `schedule`: from `SCHEDULES`, `seed` makes it random; `workers`: OS threads
         (default: all cores); `chip`: whose limits hold; `cluster`: blocks that share a cluster; `trace`: record who
-        waits where. Returns a `Report` if a check or a trace was asked for, and appends it to `reports`. Raises `EmulatorError`; `TypeError` or
-        `ValueError` before anything runs."""
+        waits where. Returns a `Report` if a check or a trace was asked for, and appends it to `reports`.
+        Raises `EmulatorError`; `TypeError` or `ValueError` before anything runs."""
         if _checks(check) and not self.instrumented:
             return build(self.source, self.name, self.defines, check=check).launch(
                 grid, block, args, smem, check=check, seed=seed, schedule=schedule, workers=workers, chip=chip,
@@ -699,7 +706,7 @@ def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, 
                  workers or len(os.sched_getaffinity(0)), sum({CHECKS[c] for c in check}) + (_COUNT if check else 0),
                  trace, seed or 0)
 
-# %% ../nbs/06_emulator.ipynb #48fa7113
+# %% ../nbs/06_emulator.ipynb #ce7593ab
 def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
     "Start, wait, and turn what the runtime says into a report, output or an error."
     runtime, started = self._runtime, time.perf_counter()
@@ -712,17 +719,21 @@ def _run_launch(self: Built, spec: _Spec, memory: _Memory) -> Report:
             runtime.emu_stop(launch)
             while not runtime.emu_wait(launch, 0.01): pass
         if output := runtime.emu_output(launch): print(output.decode(errors="replace"), end="")
-        if kind := runtime.emu_error_kind(launch):
-            raise _error(kind.decode(), runtime.emu_error_text(launch).decode(), self.name, self.source, self.signature)
-        if stray := memory.stray_write(): raise _error("OutOfBounds", stray, self.name, self.source, self.signature)
-        counters = _Counters()
-        runtime.emu_counters(launch, ctypes.byref(counters))
-        events = _events(runtime.emu_trace(launch).decode(), self.source)
-        rows = runtime.emu_report(launch).decode()
+        report = _read_report(self, launch, time.perf_counter() - started)
+        kind, text = runtime.emu_error_kind(launch), memory.stray_write()
+        if not kind and not text: return report
+        kind, text = (kind.decode(), runtime.emu_error_text(launch).decode()) if kind else ("OutOfBounds", text)
+        error = _error(kind, text, self.name, self.source, self.signature)
+        error.report = report if spec.checks else None
+        raise error
     finally:
         runtime.emu_free_launch(launch)
-    seconds = time.perf_counter() - started
-    return Report(self.name, seconds, *(getattr(counters, name) for name, _ in counters._fields_), events,
-                  self.source, rows)
+
+def _read_report(self: Built, launch, seconds: float) -> Report:
+    counters = _Counters()
+    self._runtime.emu_counters(launch, ctypes.byref(counters))
+    counts = (getattr(counters, name) for name, _ in counters._fields_)
+    return Report(self.name, seconds, *counts, _events(self._runtime.emu_trace(launch).decode(), self.source), self.source,
+                  self._runtime.emu_report(launch).decode())
 
 Built._spec, Built._run = _spec, _run_launch

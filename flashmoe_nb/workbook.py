@@ -48,7 +48,7 @@ def check_path(path: str) -> str:
         raise CellError(f"{path}: kernels/{HAND_WRITTEN} is written by hand; experiments belong under {SCRATCH}")
     return path
 
-# %% ../nbs/01_workbook.ipynb #7cf9c764
+# %% ../nbs/01_workbook.ipynb #065632ac
 class _CellParser(argparse.ArgumentParser):
     def error(self, message): raise CellError(f"{message}\n{self.format_usage().strip()}")
 
@@ -58,10 +58,11 @@ def _cell_parser() -> argparse.ArgumentParser:
     parser.add_argument("-a", "--append", action="store_true", help="append to the file instead of starting it")
     parser.add_argument("-c", "--compile", nargs="*", metavar="INSTANCE", dest="instances",
                         help="compile and show resources; default: every kernel that is no template")
+    parser.add_argument("--check", metavar="PYTHON", help="then run this with every check of the emulator, and show its reports")
     parser.add_argument("--arch", metavar="A,B", help="the architectures the file is written for, such as sm_80,sm_90a")
     return parser
 
-# %% ../nbs/01_workbook.ipynb #f2ff97da
+# %% ../nbs/01_workbook.ipynb #b9b4cd5e
 @dataclass(frozen=True)
 class Cell:
     "A `%%cuda` cell: the file it belongs to, how it joins it, and the CUDA text it contributes."
@@ -71,8 +72,9 @@ class Cell:
     append: bool = False
     architectures: tuple[str, ...] = ()    # empty: the workbook's default
     instances: tuple[str, ...] | None = None   # None: do not compile
+    check: str | None = None               # Python whose launches are checked
 
-# %% ../nbs/01_workbook.ipynb #44aa6145
+# %% ../nbs/01_workbook.ipynb #0b27f3c0
 def parse_cell(line: str, body: str) -> Cell:
     """Read the rest of the magic's line, and the body below it.
 
@@ -90,7 +92,7 @@ def parse_cell(line: str, body: str) -> Cell:
     if not text or text.startswith("#|"):
         raise CellError(f"{args.path}: the cell holds no CUDA text")
     return Cell(check_path(args.path), text, 2 + above.count("\n"), args.append, architectures,
-                None if args.instances is None else tuple(args.instances))
+                None if args.instances is None else tuple(args.instances), args.check)
 
 # %% ../nbs/01_workbook.ipynb #a0cf2ac3
 def read_cell(source: str) -> Cell | None:
@@ -160,7 +162,7 @@ def _html_row(row) -> str:
     cells = [f"<code>{escape(kernel)}</code>", architecture, registers, f"<strong>{spilled}</strong>" if spilled else 0]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in [*cells, *rest]) + "</tr>"
 
-# %% ../nbs/01_workbook.ipynb #8ea22be8
+# %% ../nbs/01_workbook.ipynb #34dbd83e
 @magics_class
 class CudaMagics(Magics):
     "The `%%cuda` cell magic; `%load_ext flashmoe_nb.workbook` makes it available."
@@ -182,21 +184,31 @@ class CudaMagics(Magics):
     @no_var_expand
     @cell_magic
     def cuda(self, line, body):
-        """%%cuda PATH [-a] [-c [INSTANCE ...]] [--arch A,B]
+        """%%cuda PATH [-a] [-c [INSTANCE ...]] [--check PYTHON] [--arch A,B]
 
         Put the cell's text into the CUDA file PATH, relative to kernels/: start it, or append to it (-a).
-        -c compiles what has accumulated and shows registers, spills and shared memory. Nothing on disk changes."""
+        -c compiles what has accumulated and shows registers, spills and shared memory; --check runs a piece of
+        Python and shows a report on every launch in it. Nothing on disk changes."""
         from flashmoe_nb import cuda
         try:
             cell = parse_cell(line, body)
             cuda.register(cell.path, cell.text, key=self.key(cell), start=not cell.append,
                           label=self.label, first_line=cell.first_line, notebook=notebook_of(cell.path, self.shell),
                           architectures=cell.architectures or cuda.DEFAULT_ARCHITECTURES)
-            if cell.instances is None: return
-            names = instances_of(cell.path, cuda.read_source(cell.path).text, cell.instances)
+            if cell.instances is not None:
+                names = instances_of(cell.path, cuda.read_source(cell.path).text, cell.instances)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        display(ResourceTable(cuda.resources(cell.path, names)))
+        if cell.instances is not None: display(ResourceTable(cuda.resources(cell.path, names)))
+        if cell.check is not None: self.check(cell.check)
+
+    def check(self, code: str):
+        "Run Python of the notebook with every check of the emulator, and show the reports."
+        from flashmoe_nb import cuda, emulator
+        reports = []
+        with cuda.emulation(check=tuple(emulator.CHECKS), reports=reports): exec(code, self.shell.user_ns)
+        if not reports: raise UsageError(f"--check: {code} launched nothing on the emulator; it takes CPU tensors")
+        for report in reports: display(report)
 
 # %% ../nbs/01_workbook.ipynb #7de345af
 def notebook_of(path: str, shell=None) -> str | None:

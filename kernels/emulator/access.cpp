@@ -114,6 +114,7 @@ void instrumented_access(const void* address, size_t bytes, Access kind, Site si
     if (is_thread_record(*w, address)) return;
     ++w->block.counters.accesses;
     if (Block* owner = block_with(*w, address)) {
+        if (const auto* object = owner->shared.object(address); object && object->is_compilers()) return;
         check_shared(owner->shared, address, bytes, kind, site);
         watch_shared(w->block, *owner, address, bytes, kind, site);
     } else {

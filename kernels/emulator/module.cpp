@@ -85,7 +85,10 @@ void Module::read_shared_arrays(const std::vector<ElfFile::Symbol>& symbols) {
     for (const auto& symbol : symbols) {
         if (symbol.name == "smem_raw") dynamic_offset_ = symbol.value;
         else if (symbol.name == "_ZN3emu11front_guardE") static_begin_ = static_end_ = symbol.value + symbol.size;
-        else if (symbol.value < end && symbol.size) shared_arrays_.push_back({short_name(symbol.name), symbol.value, symbol.size});
+        else if (symbol.value < end && symbol.size) {
+            const bool guard = symbol.name.rfind("_ZGV", 0) == 0;
+            shared_arrays_.push_back({guard ? "" : short_name(symbol.name), symbol.value, symbol.size});
+        }
     }
     std::sort(shared_arrays_.begin(), shared_arrays_.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
     if (shared_arrays_.empty()) return;

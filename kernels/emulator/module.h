@@ -53,7 +53,9 @@ class Module {
 public:
     Module(const char* path, const void* something_inside);
 
-    struct SharedArray { std::string name; size_t offset, size; };     // offset in the thread-local block
+    // Offset in the thread-local block. One without a name is the compiler's: it asks whether an array of a class has been
+    // constructed, which shared memory never is.
+    struct SharedArray { std::string name; size_t offset, size; };
     const std::vector<SharedArray>& shared_arrays() const { return shared_arrays_; }
     size_t static_begin() const { return static_begin_; }              // of the arrays, in the thread-local block
     size_t static_end() const { return static_end_; }

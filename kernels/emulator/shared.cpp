@@ -83,7 +83,7 @@ const SharedMemory::Object* SharedMemory::object(const void* p) const {
 const SharedMemory::Object* SharedMemory::nearest(const void* p) const {
     const Object* best = objects_.empty() ? nullptr : &objects_.front();
     for (const Object& o : objects_)
-        if (o.begin <= p) best = &o;
+        if (o.begin <= p && !o.is_compilers()) best = &o;
     return best;
 }
 

@@ -37,7 +37,12 @@ public:
     char* dynamic() const { return dynamic_; }
 
     // Exact views, for checks. An object is one declared array or the dynamic part.
-    struct Object { char* begin; char* end; const char* name; };
+    struct Object {
+        char* begin;
+        char* end;
+        const char* name;
+        bool is_compilers() const { return name && !*name; }      // see Module::SharedArray
+    };
     const Object* object(const void* p) const;          // the one that holds p; null between objects
     const Object* nearest(const void* p) const;
     bool guards(const void* p) const;                   // near shared memory, or in it, but in no object's pages
