@@ -6,12 +6,12 @@
 __all__ = ['FILE', 'TOP_K', 'instances', 'check_experts', 'permute', 'combine', 'check_options', 'on_hopper', 'new_buffers',
            'shared_expert', 'fused_experts', 'fused_moe']
 
-# %% ../../nbs/66_fused_layer.ipynb #7fbbf406
+# %% ../../nbs/66_fused_layer.ipynb #51267768
 import torch
 
 from .. import cuda
 from .dispatch import MAX_EXPERTS, check_ids, dispatch
-from .grouped_gemm import ELEMENTS, LARGEST, choose, grouped_gemm
+from .grouped_gemm import ELEMENTS, LARGEST, choose, grouped_gemm, prepared
 from .routing import routing
 
 # %% ../../nbs/66_fused_layer.ipynb #e69f0d17
@@ -23,12 +23,27 @@ def instances() -> list[tuple[str, str]]:
     return [(FILE, f"combine_kernel<{element}, {n}>") for element in ELEMENTS.values() for n in TOP_K] + [
         (FILE, f"permute_kernel<{element}>") for element in ELEMENTS.values()]
 
-# %% ../../nbs/66_fused_layer.ipynb #44cc6a48
+# %% ../../nbs/66_fused_layer.ipynb #1048fc43
 def _need(condition, text: str):
     if not condition: raise ValueError(text)
 
+_passed: set = set()
+
 def check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
-    "Raise `TypeError` or `ValueError` unless `fused_experts` can take these. Ids themselves are checked on the device."
+    """Raise `TypeError` or `ValueError` unless `fused_experts` can take these. Ids themselves are checked on the device.
+
+    What depends on shapes, dtypes and devices alone is checked once for each combination."""
+    tensors = (tokens, w_gate_up, w_down, topk_weights, topk_ids)
+    try: key = tuple([(x.shape, x.dtype, x.device) for x in tensors])
+    except AttributeError: key = None
+    if key not in _passed:
+        _check_experts(*tensors)
+        if len(_passed) >= 4096: _passed.clear()
+        _passed.add(key)
+    for name, x in (("w_gate_up", w_gate_up), ("w_down", w_down)):
+        if not x.is_contiguous() or x.data_ptr() % 16: raise ValueError(f"{name} must be contiguous and aligned to 16 bytes")
+
+def _check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     named = dict(tokens=tokens, w_gate_up=w_gate_up, w_down=w_down, topk_weights=topk_weights, topk_ids=topk_ids)
     for name, x in named.items():
         if not isinstance(x, torch.Tensor): raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
@@ -42,7 +57,6 @@ def check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
         x = named[name]
         _need(list(x.shape) == shape, f"{name} must have shape {shape}, got {list(x.shape)}")
         _need(x.dtype == tokens.dtype, f"{name} has dtype {x.dtype}, tokens has {tokens.dtype}: they must be equal")
-        _need(x.is_contiguous() and x.data_ptr() % 16 == 0, f"{name} must be contiguous and aligned to 16 bytes")
     _need(hidden % 8 == 0 and hidden, f"tokens has hidden {hidden}, which must be a positive multiple of 8")
     _need(inter % 8 == 0 and inter, f"w_down has inter {inter}, which must be a positive multiple of 8")
     _need(1 <= num_experts <= MAX_EXPERTS, f"w_down has {num_experts} experts; 1 to {MAX_EXPERTS} are supported")
@@ -52,13 +66,17 @@ def check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     _need(topk_weights.shape == topk_ids.shape,
           f"topk_weights has shape {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}: they must be equal")
 
-# %% ../../nbs/66_fused_layer.ipynb #7280c078
+# %% ../../nbs/66_fused_layer.ipynb #a42c2315
 def permute(tokens, pairs, top_k: int, out, topk_weights=None, by_pair: bool = False):
     """Rows of tokens `[num_tokens, hidden]` in slot order, or `by_pair` in the order of the pairs, into out
     `[num_tokens * top_k, hidden]`; multiplied by topk_weights `[num_tokens, top_k]` if these are given."""
     slots, chunks = pairs.permuted_idx.numel(), tokens.shape[1] // 8
-    arguments = (tokens, None if by_pair else pairs.permuted_idx, pairs.expert_offsets[-1:], topk_weights, out, top_k, chunks)
-    cuda.compile(FILE, f"permute_kernel<{ELEMENTS[tokens.dtype]}>").launch(slots, 256, arguments, dependent=True)
+    tensors = (tokens, None if by_pair else pairs.permuted_idx, pairs.expert_offsets[-1:], topk_weights, out)
+    key = ("permute", by_pair, topk_weights is None, slots, top_k, tokens.shape, tokens.dtype, tokens.device)
+    def prepare():
+        kernel = cuda.compile(FILE, f"permute_kernel<{ELEMENTS[tokens.dtype]}>")
+        return kernel.prepare(slots, 256, (*tensors, top_k, chunks), dependent=True)
+    prepared(key, prepare)(*tensors)
     return out
 
 def combine(rows, pairs, topk_weights, out, splits: int = 1, *, top_k: int | None = None, shared=None):
@@ -66,10 +84,14 @@ def combine(rows, pairs, topk_weights, out, splits: int = 1, *, top_k: int | Non
 
     topk_weights `[num_tokens, top_k]`, or None with `top_k` for a plain sum; shared `[num_tokens, hidden]` is added."""
     (num_tokens, hidden), top_k = out.shape, top_k or topk_weights.shape[1]
-    bound = next(n for n in TOP_K if n >= min(top_k, TOP_K[-1]))
-    kernel = cuda.compile(FILE, f"combine_kernel<{ELEMENTS[out.dtype]}, {bound}>")
-    arguments = (rows, pairs.inverse_idx, topk_weights, shared, out, num_tokens, top_k, hidden, splits, num_tokens * top_k)
-    kernel.launch(-(-num_tokens * hidden // (8 * 256)), 256, arguments, dependent=True)
+    tensors = (rows, pairs.inverse_idx, topk_weights, shared, out)
+    key = ("combine", splits, top_k, out.shape, out.dtype, out.device, topk_weights is None, shared is None)
+    def prepare():
+        bound = next(n for n in TOP_K if n >= min(top_k, TOP_K[-1]))
+        kernel = cuda.compile(FILE, f"combine_kernel<{ELEMENTS[out.dtype]}, {bound}>")
+        numbers = (num_tokens, top_k, hidden, splits, num_tokens * top_k)
+        return kernel.prepare(-(-num_tokens * hidden // (8 * 256)), 256, (*tensors, *numbers), dependent=True)
+    prepared(key, prepare)(*tensors)
     return out
 
 # %% ../../nbs/66_fused_layer.ipynb #93e998e2

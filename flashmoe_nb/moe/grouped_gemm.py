@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE', 'MMA_FILE', 'ELEMENTS', 'MMA_TILES', 'TILES', 'LARGEST', 'MAX_SPLITS', 'Tile', 'MmaTile', 'Plan', 'parts_of',
-           'choose', 'instances', 'grouped_gemm']
+           'choose', 'instances', 'prepared', 'grouped_gemm']
 
 # %% ../../nbs/64_grouped_gemm.ipynb #5988db9f
 import functools
@@ -121,50 +121,73 @@ def instances() -> list[tuple[str, str]]:
         found += [_mma_instance(dtype, tile, gate_up) for _, tile in MMA_TILES for gate_up in (True, False)]
     return found
 
-# %% ../../nbs/64_grouped_gemm.ipynb #8084f502
-def _weight_map(weights: torch.Tensor, tile: Tile, gate_up: bool) -> cuda.TensorMap:
+# %% ../../nbs/64_grouped_gemm.ipynb #25c76ccd
+def _interleaved(weights: torch.Tensor) -> torch.Tensor:
+    "w_gate_up as `[num_experts, groups of 8 features, gate or up, 8, k]`, a view."
     num_experts, rows, k = weights.shape
+    return weights.view(num_experts, 2, rows // 16, 8, k).permute(0, 2, 1, 3, 4)
+
+def _weight_map(weights: torch.Tensor, tile: Tile, gate_up: bool) -> cuda.TensorMap:
     consumers = tile.consumers // tile.cluster      # whose rows one copy brings
     if not gate_up: return cuda.TensorMap(weights, (1, 128 * consumers, 64), "128B")
-    interleaved = weights.view(num_experts, 2, rows // 16, 8, k).permute(0, 2, 1, 3, 4)
-    return cuda.TensorMap(interleaved, (1, 8 * consumers, 2, 8, 64), "128B")
+    return cuda.TensorMap(_interleaved(weights), (1, 8 * consumers, 2, 8, 64), "128B")
 
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
-def _multiply_mma(tokens, weights, pairs: Dispatch, out, tile: MmaTile, gate_up: bool, gathered: bool, top_k: int, bias):
+def _prepare_mma(tokens, weights, pairs: Dispatch, out, tile: MmaTile, gate_up: bool, gathered: bool, top_k: int, bias):
     num_experts, rows, k = weights.shape
     features = rows // 2 if gate_up else rows
     arguments = (weights, tokens, pairs.permuted_idx if gathered else None, pairs.expert_offsets, pairs.block_offsets, bias, out,
                  num_experts, -(-features // (64 if gate_up else 128)), features, k, top_k)
-    kernel = cuda.compile(*_mma_instance(tokens.dtype, tile, gate_up))
-    kernel.launch(_multiprocessors(tokens.device) * tile.blocks_an_sm, tile.threads, arguments, tile.shared_bytes, dependent=True)
+    kernel, blocks = cuda.compile(*_mma_instance(tokens.dtype, tile, gate_up)), _multiprocessors(tokens.device) * tile.blocks_an_sm
+    return kernel.prepare(blocks, tile.threads, arguments, tile.shared_bytes)
 
-def grouped_gemm(tokens, weights, pairs: Dispatch, out, *, tile: Tile, gate_up: bool, gathered: bool = False, top_k: int = 1,
-                 splits: int = 1, stream: bool = False, bias=None):
+def _prepare(tokens, weights, pairs: Dispatch, out, tile: Tile, gate_up: bool, gathered: bool, top_k: int, bias, splits: int,
+             stream: bool):
+    num_experts, rows, k = weights.shape
+    features, slots = rows // 2 if gate_up else rows, pairs.permuted_idx.numel()
+    if parts_of(k, splits) != splits: raise ValueError(f"splits {splits}: k = {k} has only {parts_of(k, splits)} such parts")
+    arguments = (_weight_map(weights, tile, gate_up), cuda.TensorMap(tokens, (tile.token_box, 64), "128B"), tokens,
+                 pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out, pairs.counters[:1], num_experts,
+                 -(-features // ((64 if gate_up else 128) * tile.consumers)), features, k, top_k, splits, slots)
+    kernel = cuda.compile(*_instance(tokens.dtype, tile, gate_up, gathered, stream))
+    blocks = _multiprocessors(tokens.device) * tile.blocks_an_sm
+    return kernel.prepare(blocks, tile.threads, arguments, tile.shared_bytes, dependent=True)
+
+# %% ../../nbs/64_grouped_gemm.ipynb #87995ba3
+_launches: dict = {}
+
+def prepared(key, prepare, *arguments):
+    "What `prepare(*arguments)` returned when `key` came for the first time; all are forgotten when they are too many."
+    launch = _launches.get(key)
+    if launch is None:
+        launch = prepare(*arguments)
+        if len(_launches) >= 4096: _launches.clear()
+        _launches[key] = launch
+    return launch
+
+def grouped_gemm(tokens, weights, pairs: Dispatch, out, *, tile: Tile | MmaTile, gate_up: bool, gathered: bool = False,
+                 top_k: int = 1, splits: int = 1, stream: bool = False, bias=None):
     """One product for each expert: `out[slot] = f(weights[expert of slot] · tokens[slot])`, in place.
 
     tokens `[rows, k]`: in slot order, or, `gathered`, in token order. weights `[num_experts, rows, k]`, contiguous, rows
     and k multiples of 8. With `gate_up`, weights are `[num_experts, 2·inter, k]` and f is SwiGLU. out has a row for each
     slot, and `splits` times as many rows if k is split; slots without a pair are left alone. `bias` `[num_experts, rows]`
     or None is added before f, or to the first split's rows. `pairs` comes from `dispatch` with this tile's `span`, and
-    serves one product with `gate_up` and one without: both claim tiles from its counters. All bf16 or fp16 alike. A `Tile`
-    needs Hopper; an `MmaTile`, which does not split, sm_80."""
+    serves one product with `gate_up` and one without: both claim tiles from its counters. All bf16 or fp16 alike and
+    contiguous. A `Tile` needs Hopper; an `MmaTile`, which does not split, sm_80. Raises `ValueError` for an empty split."""
+    common = (tile, gate_up, gathered, top_k)
+    key = (*common, splits, stream, tokens.shape, weights.shape, pairs.permuted_idx.shape, tokens.dtype, tokens.device, bias is None)
     if isinstance(tile, MmaTile):
-        _multiply_mma(tokens, weights, pairs, out, tile, gate_up, gathered, top_k, bias)
+        launch = prepared(key, _prepare_mma, tokens, weights, pairs, out, *common, bias)
+        launch(weights, tokens, pairs.permuted_idx if gathered else None, pairs.expert_offsets, pairs.block_offsets, bias, out)
         return out
-    num_experts, rows, k = weights.shape
-    features = rows // 2 if gate_up else rows
-    if parts_of(k, splits) != splits: raise ValueError(f"splits {splits}: k = {k} has only {parts_of(k, splits)} such parts")
-    weight_blocks = -(-features // ((64 if gate_up else 128) * tile.consumers))
-    kernel = cuda.compile(*_instance(tokens.dtype, tile, gate_up, gathered, stream))
-    counter = pairs.counters[0 if gate_up else 1:]
-    token_map = cuda.TensorMap(tokens, (tile.token_box, 64), "128B")
-    slots = pairs.permuted_idx.numel()
-    options = {} if tokens.is_cuda or tile.cluster == 1 else dict(cluster=tile.cluster)     # on CUDA the kernel says so itself
-    kernel.launch(_multiprocessors(tokens.device) * tile.blocks_an_sm, tile.threads,
-                  (_weight_map(weights, tile, gate_up), token_map, tokens, pairs.permuted_idx, pairs.expert_offsets,
-                   pairs.block_offsets, bias, out, counter, num_experts, weight_blocks, features, k, top_k, splits, slots),
-                  tile.shared_bytes, dependent=True, **options)
+    launch = prepared(key, _prepare, tokens, weights, pairs, out, *common, bias, splits, stream)
+    tensors = (tokens, tokens, pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out,
+               pairs.counters[:1] if gate_up else pairs.counters[1:])
+    if tokens.is_cuda: launch(weights, *tensors)    # of a map's tensor only the address is asked, and there the cluster is known
+    else:
+        with cuda.emulation(cluster=tile.cluster): launch(_interleaved(weights) if gate_up else weights, *tensors)
     return out

@@ -197,10 +197,6 @@ __global__ void __launch_bounds__(C::THREADS)
                             const int* expert_offsets, const int* block_offsets, const typename C::Element* bias,
                             typename C::Element* out, int num_experts, int weight_blocks, int features, int k, int top_k) {
     auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
-#if __CUDA_ARCH__ >= 900
-    ptx::griddep_wait();
-    ptx::griddep_launch_dependents();
-#endif
     for (int i = threadIdx.x; i <= num_experts; i += C::THREADS) s.block_offsets[i] = block_offsets[i];
     __syncthreads();  // the offsets are there
     const Problem<typename C::Element> p = {weights, tokens, permuted_idx, expert_offsets, bias, out,
