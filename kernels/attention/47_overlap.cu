@@ -10,20 +10,22 @@
 
 #include "common/hopper_tiles.cuh"
 #include "common/ptx/barrier.h"
-#include "common/ptx/convert.h"
-#include "common/ptx/ldmatrix.h"
 #include "common/ptx/register.h"
 #include "common/ptx/wgmma.h"
+#include "common/wgmma_fragments.cuh"
 
-enum class Maximum { EXACT, OPTIMISTIC };
+// What makes this step fast, in the order in which the notebook adds it up.
+enum Optimisation { PLAIN, OVERLAP, PEELING, PERSISTENCE, ORDER, RARE_RESCALING, OPTIMISTIC_MAXIMUM, EARLY_START };
 
-template <class Element_, int HEAD_DIM_, int WARPGROUPS_, int BLOCK_N_, int STAGES_, int Q_STAGES_, Mask MASK_, Maximum MAXIMUM_>
+template <class Element_, int HEAD_DIM_, int WARPGROUPS_, int BLOCK_N_, int STAGES_, int Q_STAGES_, Mask MASK_, Optimisation UP_TO>
 struct Config {
     using Element = Element_;
     static constexpr int HEAD_DIM = HEAD_DIM_, WARPGROUPS = WARPGROUPS_, BLOCK_M = 64 * WARPGROUPS, BLOCK_N = BLOCK_N_;
     static constexpr int STAGES = STAGES_, Q_STAGES = Q_STAGES_;  // slots for tiles of K and as many of V, and of Q
     static constexpr Mask MASK = MASK_;
-    static constexpr Maximum MAXIMUM = MAXIMUM_;
+    __device__ static constexpr bool has(Optimisation o) { return o <= UP_TO; }
+    // The next tile's queries arrive while this one's output is still to be written: there must be a second slot.
+    static constexpr bool STARTS_EARLY = has(EARLY_START) && Q_STAGES > 1;
     static constexpr int PANEL = 64, PANELS = HEAD_DIM / PANEL;  // columns that fill a row of 128 bytes
     static constexpr int THREADS = 128 * (WARPGROUPS + 1);
     // An SM's 65,536 registers are dealt out equally at launch; the producer then gives most of its own away.
@@ -73,8 +75,12 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
     const int num_tiles = num_m_blocks<C>(p) * p.num_heads * p.batch;
+    auto wait_for_slot = [&] {
+        ptx::mbar_wait(&smem.out_full[q.stage], q.phase ^ 1);  // every consumer has read whose queries these were
+        ptx::mbar_wait(&smem.q_empty[q.stage], q.phase ^ 1);   // and the output has left
+    };
     for (int index = blockIdx.x; index < num_tiles;) {
-        const Tile tile = tile_at<C>(index, p);
+        const Tile tile = tile_at<C, C::has(ORDER)>(index, p);
         const int head_k = tile.head / (p.num_heads / p.num_heads_k);
         // Before a slot is filled, wait until every consumer has released it; otherwise TMA overwrites live data.
         auto load_k = [&](int n) {
@@ -89,7 +95,7 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
         };
         int n = (tile.num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
         if (C::Q_STAGES == 1 && n >= 0) load_k(n);  // there is a free slot for keys before there is one for queries
-        ptx::mbar_wait(&smem.q_empty[q.stage], q.phase ^ 1);
+        wait_for_slot();
         smem.tile[q.stage] = tile;
         load_tile(smem.q[q.stage], map_q, &smem.q_full[q.stage], tile.m_start, tile.head, tile.batch);
         q.next();
@@ -98,10 +104,10 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
             load_k(n - 1);
             load_v(n);
         }
-        index = gridDim.x + atomicInc(g_next_tile, num_tiles - 1);
+        index = C::has(PERSISTENCE) ? gridDim.x + atomicInc(g_next_tile, num_tiles - 1) : num_tiles;
         if (n == 0) load_v(0);
     }
-    ptx::mbar_wait(&smem.q_empty[q.stage], q.phase ^ 1);
+    wait_for_slot();
     smem.tile[q.stage] = {-1, 0, 0, 0};
     ptx::mbar_arrive(&smem.q_full[q.stage]);
 }
@@ -129,19 +135,23 @@ struct Consumer {
 
     SharedStorage<C>& smem;
     const Problem& p;
+    float* const g_lse;
     const float scale;  // softmax_scale * log2(e)
     const int warpgroup, warp, lane;
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
     float r_s[S_COUNT], r_out[O_COUNT];        // scores, then weights; the output before its division by row_sum
     uint32_t r_p[P_COUNT];                     // weights in pairs, as the second product reads them
-    float row_max[2], row_sum[2], rescale[2];  // row_sum: of this thread's columns only
-    int parity = 0;
+    float row_max[2] = {minus_infinity(), minus_infinity()}, row_sum[2] = {};  // the sum of this thread's columns only
+    float rescale[2], inverse[2];              // what a new maximum asks of the output; 1 / sums of the tile that ends
+    int parity = 0, ended = 0, m_start = -1;   // slot of the tile that ends; first query of the present one
 
-    // The warpgroup's index comes from one lane, which tells the compiler that it is the same in all of them.
-    __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float scale)
-        : smem(smem), p(p), scale(scale), warpgroup(__shfl_sync(0xffffffff, threadIdx.x / 128, 0) - 1),
-          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
+    __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float* g_lse, float scale)
+        : smem(smem), p(p), g_lse(g_lse), scale(scale), warpgroup(uniform(threadIdx.x / 128) - 1),
+          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {
+        #pragma unroll
+        for (float& r : r_out) r = 0.0f;
+    }
 
     // This warp is done with the slot; the producer waits for all of them.
     __device__ __forceinline__ void release(uint64_t (&empty)[C::STAGES], Slot<C::STAGES>& slot) {
@@ -167,17 +177,9 @@ struct Consumer {
         ptx::wgmma_commit();
     }
 
-    __device__ __forceinline__ void mask(int n_start, int m_start) {
-        #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const int m = m_start + 64 * warpgroup + 16 * warp + lane / 4 + 8 * r;
-            const int visible = visible_keys<C>(m, p) - n_start - 2 * (lane % 4);
-            #pragma unroll
-            for (int i = 2 * r; i < S_COUNT; i += 4) {
-                if (2 * i - 4 * r >= visible) r_s[i] = minus_infinity();
-                if (2 * i - 4 * r + 1 >= visible) r_s[i + 1] = minus_infinity();
-            }
-        }
+    __device__ __forceinline__ void mask(int n_start) {
+        const int m = m_start + 64 * warpgroup + 16 * warp + lane / 4;
+        mask_columns(r_s, {visible_keys<C>(m, p) - n_start, visible_keys<C>(m + 8, p) - n_start});
     }
 
     // Scores become weights under `shift`, a power of two; returns their sum over this thread's columns.
@@ -197,7 +199,7 @@ struct Consumer {
     // after an optimistic try the most that passes there. Returns whether the output so far has to be rescaled.
     template <bool RETRY>
     __device__ __forceinline__ bool softmax_exact() {
-        constexpr float LIMIT = RETRY ? C::LARGEST_GROWTH : 8.0f;
+        constexpr float LIMIT = RETRY ? C::LARGEST_GROWTH : C::has(RARE_RESCALING) ? 8.0f : 0.0f;
         float new_max[2];
         bool grew = false;
         #pragma unroll
@@ -229,16 +231,6 @@ struct Consumer {
         return grew;
     }
 
-    __device__ __forceinline__ void rescale_out() {
-        #pragma unroll
-        for (int i = 0; i < O_COUNT; ++i) r_out[i] *= rescale[i / 2 % 2];
-    }
-
-    __device__ __forceinline__ void pack_weights() {
-        #pragma unroll
-        for (int i = 0; i < P_COUNT; ++i) r_p[i] = ptx::pack<Element>(r_s[2 * i], r_s[2 * i + 1]);
-    }
-
     // Returns false, in all threads of the warpgroup, if the scores are lost and have to be computed again.
     __device__ __forceinline__ bool softmax_optimistic() {
         float sum[2];
@@ -256,18 +248,23 @@ struct Consumer {
         return true;
     }
 
-    // On entry the keys of block n have arrived and r_p holds the weights of block n + 1.
+    __device__ __forceinline__ void wait_for_keys() { ptx::mbar_wait(&smem.k_full[k.stage], k.phase); }
+
+    // The scores of block n, together with the product of the weights in r_p: those of block n + 1, or, if this is the
+    // first block of a tile, the last ones of the tile before, whose output then leaves. The keys have arrived.
     template <bool MASKED>
-    __device__ __forceinline__ void step(int n, int m_start) {
+    __device__ __forceinline__ void step(int n, bool is_first) {
         ptx::wgmma_fence(r_s, r_out, r_p);
         issue_qk();
         ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
         ptx::wgmma_fence(r_out, r_p);
         issue_pv();
-        ptx::wgmma_wait<1>(r_s);
+        if (MASKED && is_first) close_rows();
+        if constexpr (C::has(OVERLAP)) ptx::wgmma_wait<1>(r_s);
+        else ptx::wgmma_wait<0>(r_s, r_out, r_p);
         bool grew = false;
-        if constexpr (MASKED || C::MAXIMUM == Maximum::EXACT) {
-            if (MASKED) mask(n * C::BLOCK_N, m_start);
+        if constexpr (MASKED || !C::has(OPTIMISTIC_MAXIMUM)) {
+            if (MASKED) mask(n * C::BLOCK_N);
             grew = softmax_exact<false>();
         } else if (!softmax_optimistic()) {
             ptx::wgmma_fence(r_s);
@@ -276,56 +273,17 @@ struct Consumer {
             grew = softmax_exact<true>();
         }
         release(smem.k_empty, k);
-        if (n > 0) ptx::mbar_wait(&smem.k_full[k.stage], k.phase);
+        if (n > 0) wait_for_keys();
         ptx::wgmma_wait<0>(r_out, r_p);
         release(smem.v_empty, v);
-        if (grew) rescale_out();
-        pack_weights();
+        if (MASKED && is_first) write_out();
+        else if (grew) scale_rows(r_out, rescale);
+        pack_pairs<Element>(r_p, r_s);
     }
 
-    // Blocks that only later warpgroups see. Full barriers are waited for: a slot is released once in each lap.
-    __device__ __forceinline__ void skip(int count) {
-        for (; count > 0; --count) {
-            ptx::mbar_wait(&smem.k_full[k.stage], k.phase);
-            release(smem.k_empty, k);
-            ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
-            release(smem.v_empty, v);
-        }
-    }
-
-    __device__ __forceinline__ void attend(const Tile& tile) {
-        const int m_start = tile.m_start, first_row = m_start + 64 * warpgroup;
-        const int num_keys = max(0, min(tile.num_keys, visible_keys<C>(first_row + 63, p)));
-        const int num_blocks = (num_keys + C::BLOCK_N - 1) / C::BLOCK_N;
-        const int num_full = max(0, visible_keys<C>(first_row, p)) / C::BLOCK_N;  // blocks that need no mask
-        #pragma unroll
-        for (int i = 0; i < O_COUNT; ++i) r_out[i] = 0.0f;
-        row_max[0] = row_max[1] = minus_infinity();
-        row_sum[0] = row_sum[1] = 0.0f;
-        skip((tile.num_keys + C::BLOCK_N - 1) / C::BLOCK_N - num_blocks);
-        if (num_blocks == 0) return;
-        int n = num_blocks - 1;
-        ptx::mbar_wait(&smem.k_full[k.stage], k.phase);
-        ptx::wgmma_fence(r_s);
-        issue_qk();
-        ptx::wgmma_wait<0>(r_s);
-        if (n >= num_full) mask(n * C::BLOCK_N, m_start);
-        softmax_exact<false>();
-        release(smem.k_empty, k);
-        if (n > 0) ptx::mbar_wait(&smem.k_full[k.stage], k.phase);
-        pack_weights();
-        for (--n; n >= num_full; --n) step<true>(n, m_start);
-        for (; n >= 0; --n) step<false>(n, m_start);
-        ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
-        ptx::wgmma_fence(r_out, r_p);
-        issue_pv();
-        ptx::wgmma_wait<0>(r_out, r_p);
-        release(smem.v_empty, v);
-    }
-
-    // The output takes the place of the queries of this warpgroup, which only it reads and no WGMMA reads any more.
-    __device__ __forceinline__ void finish(const Tile& tile, float* g_lse) {
-        float inverse[2];
+    // The sums of the tile that ends are complete; those of the next one begin.
+    __device__ __forceinline__ void close_rows() {
+        const Tile& tile = smem.tile[ended];
         #pragma unroll
         for (int r = 0; r < 2; ++r) {
             float sum = row_sum[r];
@@ -336,35 +294,87 @@ struct Consumer {
             if (g_lse && lane % 4 == 0 && m < p.seqlen_q)
                 g_lse[(long long)(tile.batch * p.num_heads + tile.head) * p.seqlen_q + m] =
                     (row_max[r] * scale + log2f(sum)) * 0.693147180559945f;
+            row_max[r] = minus_infinity();
+            row_sum[r] = 0.0f;
         }
-        const int s_row = 64 * warpgroup + 16 * warp + lane % 16;
-        #pragma unroll
-        for (int i = 0; i < O_COUNT; i += 8) {  // 16 columns
-            uint32_t r_pairs[4];
-            #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                r_pairs[j] = ptx::pack<Element>(r_out[i + 2 * j] * inverse[j % 2], r_out[i + 2 * j + 1] * inverse[j % 2]);
-            const int chunk = i / 4 % 8 + lane / 16;
-            ptx::stmatrix_x4(&smem.q[q.stage][i / 32][s_row][(chunk ^ s_row % 8) * 8], r_pairs);
-        }
+    }
+
+    // The output takes the place of the queries of this warpgroup, which only it reads and no WGMMA reads any more.
+    __device__ __forceinline__ void write_out() {
+        write_rows(smem.q[ended], 64 * warpgroup + 16 * warp, r_out, inverse);
         ptx::fence_proxy_async();  // TMA shall see what was just written
         __syncwarp();
-        if (lane == 0) ptx::mbar_arrive(&smem.out_full[q.stage]);
-        q.next();
+        if (lane == 0) ptx::mbar_arrive(&smem.out_full[ended]);
+        #pragma unroll
+        for (int i = 0; i < O_COUNT; ++i) r_out[i] = 0.0f;
+    }
+
+    __device__ __forceinline__ void begin(int n) {
+        wait_for_keys();
+        ptx::wgmma_fence(r_s);
+        issue_qk();
+        ptx::wgmma_wait<0>(r_s);
+        mask(n * C::BLOCK_N);
+        softmax_exact<false>();
+        release(smem.k_empty, k);
+        if (n > 0) wait_for_keys();
+        pack_pairs<Element>(r_p, r_s);
+    }
+
+    __device__ __forceinline__ void end(bool product_is_missing) {
+        if (product_is_missing) {
+            ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
+            ptx::wgmma_fence(r_out, r_p);
+            issue_pv();
+            ptx::wgmma_wait<0>(r_out, r_p);
+            release(smem.v_empty, v);
+        }
+        close_rows();
+        write_out();
+    }
+
+    // Wait for a tile; m_start is negative if there is none.
+    __device__ __forceinline__ Work next_tile() {
+        ptx::mbar_wait(&smem.q_full[q.stage], q.phase);
+        m_start = uniform(smem.tile[q.stage].m_start);
+        if (m_start < 0) return {-1, 0, 0};
+        return work_of<C>(uniform(smem.tile[q.stage].num_keys), m_start + 64 * warpgroup, C::has(PEELING), p);
+    }
+
+    __device__ __forceinline__ void run() {
+        bool is_open = false, product_is_missing = false;  // a tile whose output has not been written; what it lacks
+        while (true) {
+            const Work work = next_tile();
+            bool joins = C::STARTS_EARLY && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
+            int n = work.last;
+            if (joins) {
+                skip(work.skipped, smem.k_full, smem.k_empty, k);
+                wait_for_keys();
+            } else {
+                if (is_open) end(product_is_missing);
+                if (m_start < 0) return;
+                for (int i = 0; i < work.skipped; ++i) {
+                    skip(1, smem.k_full, smem.k_empty, k);
+                    skip(1, smem.v_full, smem.v_empty, v);
+                }
+                product_is_missing = n >= 0;
+                if (n >= 0) begin(n--);
+            }
+            for (; n >= work.unmasked || joins; --n) {
+                step<true>(n, joins);
+                if (joins) skip(work.skipped, smem.v_full, smem.v_empty, v);
+                joins = false;
+            }
+            for (; n >= 0; --n) step<false>(n, false);
+            is_open = C::STARTS_EARLY;
+            ended = q.stage;
+            q.next();
+            if (!C::STARTS_EARLY) end(product_is_missing);
+            k = {uniform(k.stage), uniform(k.phase)};
+            v = {uniform(v.stage), uniform(v.phase)};
+        }
     }
 };
-
-template <class C>
-__device__ inline void consume(SharedStorage<C>& smem, const Problem& p, float* g_lse, float softmax_scale_log2) {
-    Consumer<C> consumer(smem, p, softmax_scale_log2);
-    while (true) {
-        ptx::mbar_wait(&smem.q_full[consumer.q.stage], consumer.q.phase);
-        const Tile& tile = smem.tile[consumer.q.stage];  // read again where it is needed: registers are scarce
-        if (tile.m_start < 0) return;
-        consumer.attend(tile);
-        consumer.finish(tile, g_lse);
-    }
-}
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1) attention_overlap_kernel(
@@ -384,6 +394,6 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention_overlap_kernel(
         if (warp == 1 && ptx::elect_one()) store(smem, &map_out);
     } else {
         ptx::reg_alloc<C::CONSUMER_REGISTERS>();
-        consume(smem, p, g_lse, softmax_scale_log2);
+        Consumer<C>(smem, p, g_lse, softmax_scale_log2).run();
     }
 }

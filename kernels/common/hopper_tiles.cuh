@@ -8,8 +8,6 @@
 
 enum class Mask { NONE, CAUSAL };
 
-__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
-
 struct Problem {
     int batch, num_heads, num_heads_k, seqlen_q, seqlen_k, heads_per_group;
 };
@@ -28,11 +26,11 @@ __device__ inline int visible_keys(int m, const Problem& p) {
     return C::MASK == Mask::CAUSAL ? min(p.seqlen_k, m + 1 + p.seqlen_k - p.seqlen_q) : p.seqlen_k;
 }
 
-template <class C>
+template <class C, bool LONGEST_FIRST = true>
 __device__ inline Tile tile_at(int index, const Problem& p) {
     const int m_blocks = num_m_blocks<C>(p), heads = p.num_heads * p.batch;
     int m_block, head;
-    if (C::MASK == Mask::CAUSAL) {
+    if (C::MASK == Mask::CAUSAL && LONGEST_FIRST) {
         const int group = index / (p.heads_per_group * m_blocks), first = group * p.heads_per_group;
         const int size = min(p.heads_per_group, heads - first), rest = index - first * m_blocks;
         m_block = m_blocks - 1 - rest / size;
@@ -45,6 +43,19 @@ __device__ inline Tile tile_at(int index, const Problem& p) {
     return {m_start, head % p.num_heads, head / p.num_heads, max(0, visible_keys<C>(last, p))};
 }
 
+// A tile as the warpgroup of 64 queries from first_row on sees it: it computes the blocks from `last` down to 0, those
+// below `unmasked` without a mask, after `skipped` ones that only other warpgroups see.
+struct Work {
+    int last, skipped, unmasked;
+};
+
+template <class C>
+__device__ inline Work work_of(int num_keys, int first_row, bool peel, const Problem& p) {
+    const int seen = first_row < p.seqlen_q ? max(0, min(num_keys, visible_keys<C>(first_row + 63, p))) : 0;
+    const int last = (seen + C::BLOCK_N - 1) / C::BLOCK_N - 1, last_of_tile = (num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
+    return {last, last_of_tile - last, peel ? max(0, visible_keys<C>(first_row, p)) / C::BLOCK_N : 0};
+}
+
 // A place in a ring of STAGES slots, and the parity of the lap.
 template <int STAGES>
 struct Slot {
@@ -55,6 +66,20 @@ struct Slot {
         phase ^= 1;
     }
 };
+
+// Pass `count` slots without reading them, as every consumer must: a slot is free when all warps have given it back.
+template <int STAGES>
+__device__ __forceinline__ void skip(int count, uint64_t (&full)[STAGES], uint64_t (&empty)[STAGES], Slot<STAGES>& slot) {
+    for (; count > 0; --count) {
+        ptx::mbar_wait(&full[slot.stage], slot.phase);
+        __syncwarp();  // all lanes have seen it full: one that comes later might find the barrier a lap further on
+        if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&empty[slot.stage]);
+        slot.next();
+    }
+}
+
+// The value of one lane, which tells the compiler that it is the same in all of them.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
 // Start filling a slot with ROWS rows of a head, in panels of 128 bytes.
 template <int PANELS, int ROWS, int PANEL, class Element>

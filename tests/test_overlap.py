@@ -1,0 +1,72 @@
+"Step 47 on the emulator: every rung of its ladder, every candidate, many tiles to a block, launches that are kept."
+
+import pytest
+import torch
+
+from flashmoe_nb import cuda, emulator, reference
+from flashmoe_nb.attention import overlap as step
+
+CANDIDATES = [tile for tiles in step._CANDIDATES.values() for tile in tiles]
+
+
+def check(tile, batch, heads, heads_k, seqlen_q, seqlen_k, causal, **settings):
+    q, k, v = reference.attention_inputs(
+        batch, heads, seqlen_q, tile.head_dim, seqlen_k=seqlen_k, num_heads_k=heads_k, device="cpu"
+    )
+    out, lse = step.with_tile(tile, q, k, v, causal=causal, return_lse=True)
+    reference.check_attention(out, q, k, v, lse=lse, causal=causal, name=str(tuple(tile)), **settings)
+    return out
+
+
+@pytest.mark.parametrize("rung", step.OPTIMISATIONS)
+def test_every_rung_is_right(rung):
+    check(step.Tile(64, 2, 64, 2, 2, rung), 1, 2, 1, 140, 170, True)
+
+
+@pytest.mark.parametrize("tile", CANDIDATES, ids=lambda tile: "-".join(map(str, tile)))
+@pytest.mark.parametrize("seqlen_q, seqlen_k", ((130, 300), (300, 130), (70, 3)))
+def test_one_block_takes_many_tiles(monkeypatch, tile, seqlen_q, seqlen_k):
+    "Tiles of all lengths, none included, follow each other in one persistent block, in an arbitrary order of threads."
+    monkeypatch.setattr(step, "_num_sms", lambda device: 1)
+    step._known.clear()
+    with cuda.emulation(schedule="random", seed=seqlen_q):
+        check(tile, 1, 3, 3, seqlen_q, seqlen_k, True)
+    step._known.clear()
+
+
+def test_a_late_lane_needs_the_warp_to_wait(monkeypatch):
+    "Without the barrier in `skip` one lane gives a slot back before another has seen it full, which then waits for ever."
+    header = cuda.read_source("common/hopper_tiles.cuh").text.split("\n", 2)[2]
+    assert header.count("        __syncwarp();") == 1
+    lines = [line for line in header.splitlines() if not line.startswith("        __syncwarp();")]
+    monkeypatch.setattr(step, "_num_sms", lambda device: 1)
+    step._known.clear()
+    cuda.register("common/hopper_tiles.cuh", "\n".join(lines), key="late", label="late", start=True)
+    try:
+        with pytest.raises(emulator.Deadlock):
+            for seed in range(8):
+                with cuda.emulation(schedule="random", seed=seed):
+                    check(step.Tile(64, 4, 64, 4, 2), 1, 1, 1, 520, 520, True)
+    finally:
+        cuda.unregister("common/hopper_tiles.cuh")
+        step._known.clear()
+
+
+def test_a_kept_launch_follows_its_tensors():
+    "A second call of the same layout is a lookup; other addresses, strides, scales and dtypes are not mixed up."
+    step._known.clear()
+    for dtype, scale in ((torch.bfloat16, None), (torch.float16, None), (torch.bfloat16, 0.3), (torch.bfloat16, None)):
+        q, k, v = reference.attention_inputs(1, 2, 70, 64, dtype=dtype, device="cpu")
+        reference.check_attention(step.overlap(q, k, v, softmax_scale=scale), q, k, v, softmax_scale=scale)
+    assert len(step._known) == 3
+    wide = torch.randn(1, 2, 70, 68).to(torch.bfloat16)
+    for shifted in (wide[..., 1:65], wide[..., 4:68]):  # not aligned: copied, and so not kept
+        reference.check_attention(step.overlap(shifted, shifted, shifted), shifted, shifted, shifted)
+    assert len(step._known) == 3
+
+
+def test_the_rule_names_a_candidate():
+    for head_dim in (8, 64, 72, 128, 200, 256):
+        for causal in (False, True):
+            assert step.choose_tile(head_dim, 1000, causal).head_dim >= head_dim
+            assert step.candidates(head_dim, 1000, causal)[0] in CANDIDATES
