@@ -3,15 +3,18 @@
 A step is a module of flashmoe_nb.attention that lists its instances and has a function of its own name with the arguments
 that all steps share."""
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import math
 import pkgutil
+from unittest import mock
 
 import torch
 
 import flashmoe_nb.attention
+from flashmoe_nb import cuda
 from flashmoe_nb.attention import problem
 
 ARGUMENTS = ("q", "k", "v", "causal", "softmax_scale", "return_lse")
@@ -46,6 +49,20 @@ def poisoned_outputs(monkeypatch):
         module = importlib.import_module(f"flashmoe_nb.attention.{info.name}")
         if getattr(module, "new_outputs", None) is allocate and module is not problem:
             monkeypatch.setattr(module, "new_outputs", poisoned)
+
+
+@contextlib.contextmanager
+def races():
+    "Collect what the emulator's race detector reports for the launches inside the block."
+    found, launch = [], cuda.Kernel.launch
+
+    def watched(*arguments, **settings):
+        report = launch(*arguments, **settings)
+        found.extend(report.races)
+        return report
+
+    with mock.patch.object(cuda.Kernel, "launch", watched), cuda.emulation(check="race"):
+        yield found
 
 
 EXACT_SCALE = math.log(2)  # scores become powers of two, without a rounding

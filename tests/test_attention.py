@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_cases import DTYPES, EXACT_CASES, EXACT_SCALE, STEPS, case_name, digest, exact_inputs, poisoned_outputs
+from attention_cases import DTYPES, EXACT_CASES, EXACT_SCALE, STEPS, case_name, digest, exact_inputs, poisoned_outputs, races
 
 from flashmoe_nb import cuda, flash_attention_science, flash_attn_func, reference
-from flashmoe_nb.attention import problem, tiling
+from flashmoe_nb.attention import problem, tensor_cores, tiling
 
 RECORDED = Path(__file__).parent / "recorded" / "attention_exact.json"
 each_step = pytest.mark.parametrize("step", STEPS)
@@ -52,13 +52,30 @@ def test_steps_on_the_emulator(step, dtype, heads, heads_k, seqlen_q, seqlen_k, 
 
 @each_step
 def test_checked_and_in_any_order(step):
-    "No access outside a tensor or tile, no read of unwritten shared memory, and the same bits in any order of threads."
+    "No access outside a tensor or tile, no read of unwritten shared memory, no race, and the same bits in any order of threads."
     q, k, v = reference.attention_inputs(1, 1, 70, 32, seqlen_k=67, device="cpu")
     outs = []
     for options in (dict(check=("memory", "init")), dict(schedule="reverse"), dict(schedule="random", seed=3)):
         with cuda.emulation(**options):
             outs.append(STEPS[step](q, k, v, causal=True))
     assert all(torch.equal(out, outs[0]) for out in outs)
+    with races() as found:
+        STEPS[step](q, k, v, causal=True)
+    assert not found, found[:3]
+
+
+def test_races_are_looked_for():
+    "A step whose barrier is taken away has a race: otherwise the test above could not fail."
+    text = cuda.read_source("attention/22_tensor_cores.cu").text
+    barrier = "        __syncthreads();  // every thread is done with the previous tiles"
+    assert text.count(barrier) == 1
+    cuda.register("scratch/racing.cu", text.replace(barrier, "//"), key="test", label="test", start=True)
+    q, k, v = reference.attention_inputs(1, 1, 70, 32, seqlen_k=200, device="cpu")
+    step = ("scratch/racing.cu", "attention_tensor_cores_kernel")
+    with races() as found:
+        tensor_cores.launch_mma(step, problem.check_qkv(q, k, v), q, k, v, tile=tensor_cores.choose_tile(32))
+    cuda.unregister("scratch/racing.cu")
+    assert found
 
 
 @each_step
