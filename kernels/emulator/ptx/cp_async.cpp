@@ -99,9 +99,9 @@ void cp_async_mbar_arrive(uint64_t* s_barrier) {
         for (Copy* copy : copies) {
             perform(*copy);
             const MBarrier& counter = mbarrier(block(), copy->counted_by, site);
-            land(*copy, counter.clock, counter.phase + 1);
+            land(*copy, counter.copies_clock, counter.phase + 1);
         }
-        if (races()) barrier.meeting.publish(barrier.clock, barrier.phase + 1, 0, false);
+        if (races()) barrier.meeting.publish(barrier.copies_clock, barrier.phase + 1, 0, false);
         arrive(block(), barrier, 1, site);
     });
 }

@@ -120,6 +120,7 @@ void mbar_init(uint64_t* s_barrier, int arrivals) {
     if (RaceCheck* check = races()) {
         check->write(self(), block(), shared_address(s_barrier, site), 8, site);
         barrier.clock = check->new_clock();
+        barrier.copies_clock = check->new_clock();
     }
     *s_barrier = cookie(s_barrier);
 }

@@ -17,7 +17,7 @@ struct MBarrier final : Waitable {
     ThreadSet waiting;
     Meeting meeting;                     // what arrivals of this phase knew
     Known ended;                         // what those of the last one did
-    uint32_t ended_step = 0, clock = 0;  // clock: of the copies that land here
+    uint32_t ended_step = 0, clock = 0, copies_clock = 0;     // of what TMA, and what cp.async, lands here
     int ended_by = -1;
     std::string name() const override;
     std::string state() const override;
