@@ -170,10 +170,11 @@ def _load(folder: Path) -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     return library
 
-# %% ../nbs/06_emulator.ipynb #6443ceb5
+# %% ../nbs/06_emulator.ipynb #98815b03
 _KERNEL_FLAGS = ("-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fstack-clash-protection", "-fsanitize=alignment",
                  "-ffunction-sections", "-fdata-sections", "-UNDEBUG")
 _CHECK_FLAGS = ("-fsanitize=thread", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
+_CHECK_LINK = ("-Wl,--wrap=memcpy", "-Wl,--wrap=memmove", "-Wl,--wrap=memset")     # copies come to the runtime
 _DIAGNOSTIC = re.compile(r"^(?:\./)?(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<message>.*)$", re.M)
 
 def _compile_error(source: Source, name: str, log: str) -> CompileError:
@@ -184,7 +185,7 @@ def _compile_error(source: Source, name: str, log: str) -> CompileError:
         return CompileError(source, "the emulator", f"  {name}: {first['message'] if first else log}")
     return CompileError(source, "the emulator", "\n".join(f"{m['file']}({m['line']}): error: {m['message']}" for m in found))
 
-# %% ../nbs/06_emulator.ipynb #9024a6e7
+# %% ../nbs/06_emulator.ipynb #a79d7f02
 def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, library: Path):
     "Compile one kernel instance in a folder of its own and move the library to its place."
     own = dataclasses.replace(source, headers={h: t for h, t in source.headers.items() if not h.startswith("emulator/")})
@@ -196,7 +197,8 @@ def _compile_kernel(source: Source, name: str, command: tuple, runtime: Path, li
         if complaint: raise _compile_error(source, name, complaint)
         around = runtime / "shared_front.o", "kernel.o", runtime / "shared_back.o", next(runtime.glob("libemulator-*.so"))
         complaint = _run((*find_compiler().command, "-shared", "-fno-sanitize=undefined",   # zig would link a runtime of its own
-                          "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-rpath,$ORIGIN", *around, "-o", "kernel.so"), folder)
+                          "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-rpath,$ORIGIN",
+                          *(_CHECK_LINK if _CHECK_FLAGS[0] in command else ()), *around, "-o", "kernel.so"), folder)
         if complaint:
             raise CompileError(source, "the emulator", f"{name} uses what nothing defines (dynamic shared memory has one name, "
                                                        f"smem_raw):\n{complaint}")

@@ -15,20 +15,25 @@ EMU_SIZE(volatile_, 1) EMU_SIZE(volatile_, 2) EMU_SIZE(volatile_, 4) EMU_SIZE(vo
 
 EMU_CALLBACK void __tsan_read_range(void* p, long bytes) { instrumented_access(p, size_t(bytes), Access::read, EMU_SITE); }
 EMU_CALLBACK void __tsan_write_range(void* p, long bytes) { instrumented_access(p, size_t(bytes), Access::write, EMU_SITE); }
-EMU_CALLBACK void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
-    instrumented_access(from, bytes, Access::read, EMU_SITE);
-    instrumented_access(to, bytes, Access::write, EMU_SITE);
-    return __builtin_memcpy(to, from, bytes);
-}
-EMU_CALLBACK void* __tsan_memmove(void* to, const void* from, size_t bytes) {
-    instrumented_access(from, bytes, Access::read, EMU_SITE);
-    instrumented_access(to, bytes, Access::write, EMU_SITE);
-    return __builtin_memmove(to, from, bytes);
-}
-EMU_CALLBACK void* __tsan_memset(void* to, int value, size_t bytes) {
-    instrumented_access(to, bytes, Access::write, EMU_SITE);
-    return __builtin_memset(to, value, bytes);
-}
+// Copies and fills. g++ calls the first name of each; clang leaves them to the C library's functions, and the kernel is linked
+// so that it comes to the second one instead.
+#define EMU_COPY(name, builtin)                                                  \
+    EMU_CALLBACK void* name(void* to, const void* from, size_t bytes) {          \
+        instrumented_access(from, bytes, Access::read, EMU_SITE);                \
+        instrumented_access(to, bytes, Access::write, EMU_SITE);                 \
+        return builtin(to, from, bytes);                                         \
+    }
+#define EMU_FILL(name)                                                           \
+    EMU_CALLBACK void* name(void* to, int value, size_t bytes) {                 \
+        instrumented_access(to, bytes, Access::write, EMU_SITE);                 \
+        return __builtin_memset(to, value, bytes);                               \
+    }
+EMU_COPY(__tsan_memcpy, __builtin_memcpy)
+EMU_COPY(__wrap_memcpy, __builtin_memcpy)
+EMU_COPY(__tsan_memmove, __builtin_memmove)
+EMU_COPY(__wrap_memmove, __builtin_memmove)
+EMU_FILL(__tsan_memset)
+EMU_FILL(__wrap_memset)
 EMU_CALLBACK void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 EMU_CALLBACK void __tsan_atomic_signal_fence(int) {}
 EMU_CALLBACK void __tsan_init() {}
