@@ -16,7 +16,7 @@ import torch
 from .. import cuda
 from .dispatch import Dispatch
 
-# %% ../../nbs/64_grouped_gemm.ipynb #13194b46
+# %% ../../nbs/64_grouped_gemm.ipynb #89eaf722
 FILE, MMA_FILE = "moe/64_grouped_gemm.cu", "moe/64_grouped_gemm_mma.cu"
 ELEMENTS = {torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 
@@ -48,7 +48,8 @@ class Tile(NamedTuple):
     def shared_bytes(self) -> int:
         "Size of the kernel's `SharedStorage`."
         ring = self.stages * ((128 * self.consumers + self.block_tokens) * 128 + 16)
-        return ring + self.consumers * 2 * min(self.block_tokens, 32) * 128 + 64 + 8 + 2 * 28 + 513 * 4 + 64
+        staged = 48 if self.large else min(self.block_tokens, 32)
+        return ring + self.consumers * 2 * staged * 128 + 64 + 8 + 2 * 28 + 513 * 4 + 64
 
 # %% ../../nbs/64_grouped_gemm.ipynb #8f085c2d
 class MmaTile(NamedTuple):

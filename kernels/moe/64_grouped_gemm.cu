@@ -37,9 +37,10 @@ struct Config {
     // Widths that are compiled: multiples of 8 for the upper half, which spreading evenly makes the common ones.
     __device__ static constexpr int narrower(int width) { return width - (2 * width > BLOCK_TOKENS || width < 32 ? 8 : 16); }
     static constexpr int TOKEN_BOX = BLOCK_TOKENS % 32 == 0 ? 32 : BLOCK_TOKENS % 16 == 0 ? 16 : 8;
-    static constexpr int OUT_TOKENS = BLOCK_TOKENS < 32 ? BLOCK_TOKENS : 32;  // tokens that are staged for the store together
     static constexpr int GROUP = 16;              // token blocks that share a walk over the weights
     static constexpr bool LARGE = CONSUMERS > 1;
+    // Tokens that are staged for the store together.
+    static constexpr int OUT_TOKENS = LARGE ? 48 : BLOCK_TOKENS < 32 ? BLOCK_TOKENS : 32;
     static constexpr bool STREAM = STREAM_;
     static constexpr int CLUSTER = CLUSTER_;      // blocks that share their weights: each reads a part for all of them
     static constexpr int CONSUMER_REGISTERS = BLOCK_TOKENS > 160 ? 224 : 208;  // of 504 for three warpgroups
@@ -343,7 +344,7 @@ __device__ void store(SharedStorage<C>& s, const float (&acc)[2][N / 2], const T
                       int features, int& turn) {
     const int warpgroup_idx = threadIdx.x / 128, warp_idx = threadIdx.x / 32 % 4, lane_idx = threadIdx.x % 32;
     const int matrix = lane_idx / 8 % 2, s_chunk = C::GATE_UP ? matrix * 4 + warp_idx : warp_idx * 2 + matrix;
-    const int chunk = threadIdx.x % 8;
+    const int s_row = lane_idx / 16 * 8 + lane_idx % 8, chunk = threadIdx.x % 8;
 #pragma unroll
     for (int pass = 0; pass < C::FEATURES / 64; ++pass) {
         const int feature = (tile.weight_block * C::CONSUMERS + warpgroup_idx) * C::FEATURES + pass * 64 + chunk * 8;
@@ -351,11 +352,17 @@ __device__ void store(SharedStorage<C>& s, const float (&acc)[2][N / 2], const T
         for (int first = 0; first < N; first += C::OUT_TOKENS) {
             uint4* s_out = s.out[warpgroup_idx][turn++ & 1];
 #pragma unroll
-            for (int i = 0; i < C::OUT_TOKENS / 8; ++i) {
+            for (int i = 0; i < C::OUT_TOKENS / 8; i += 2) {
                 if (first + i * 8 >= N) continue;
-                uint32_t blocks[2];
-                outputs<C, N>(blocks, acc, first / 8 + i, pass);
-                ptx::stmatrix_x2_trans(&s_out[(i * 8 + lane_idx % 8) * 8 + (s_chunk ^ lane_idx % 8)], blocks);
+                uint4* s_place = &s_out[(i * 8 + s_row) * 8 + (s_chunk ^ lane_idx % 8)];
+                uint32_t blocks[2][2];
+                outputs<C, N>(blocks[0], acc, first / 8 + i, pass);
+                if (first + i * 8 + 8 >= N || i + 1 == C::OUT_TOKENS / 8) {  // an odd group of 8 tokens
+                    ptx::stmatrix_x2_trans(s_place, blocks[0]);
+                } else {
+                    outputs<C, N>(blocks[1], acc, first / 8 + i + 1, pass);
+                    ptx::stmatrix_x4_trans(s_place, {blocks[0][0], blocks[0][1], blocks[1][0], blocks[1][1]});
+                }
             }
             // These rows have been written, and those of the buffer before, which is next, have been read.
             ptx::bar_sync(1 + warpgroup_idx, 128);
