@@ -35,20 +35,20 @@ def test_one_block_takes_many_tiles(monkeypatch, tile, seqlen_q, seqlen_k):
 
 
 def test_a_late_lane_needs_the_warp_to_wait(monkeypatch):
-    "Without the barrier in `skip` one lane gives a slot back before another has seen it full, which then waits for ever."
-    header = cuda.read_source("common/hopper_tiles.cuh").text.split("\n", 2)[2]
+    "Without the barrier in `release` one lane gives a slot back before another has seen it full, which then waits for ever."
+    header = cuda.read_source("common/tma_ring.cuh").text.split("\n", 2)[2]
     assert header.count("        __syncwarp();") == 1
     lines = [line for line in header.splitlines() if not line.startswith("        __syncwarp();")]
     monkeypatch.setattr(step, "_num_sms", lambda device: 1)
     step._known.clear()
-    cuda.register("common/hopper_tiles.cuh", "\n".join(lines), key="late", label="late", start=True)
+    cuda.register("common/tma_ring.cuh", "\n".join(lines), key="late", label="late", start=True)
     try:
         with pytest.raises(emulator.Deadlock):
             for seed in range(8):
                 with cuda.emulation(schedule="random", seed=seed):
                     check(step.Tile(64, 4, 64, 4, 2), 1, 1, 1, 520, 520, True)
     finally:
-        cuda.unregister("common/hopper_tiles.cuh")
+        cuda.unregister("common/tma_ring.cuh")
         step._known.clear()
 
 

@@ -15,7 +15,7 @@ import torch
 from .. import cuda, tune
 from .problem import DTYPES, Problem, check_qkv, new_outputs, rows_of, scale_log2
 
-# %% ../../nbs/47_overlap.ipynb #70a6b8cb
+# %% ../../nbs/47_overlap.ipynb #f2c925f8
 OPTIMISATIONS = ("PLAIN", "OVERLAP", "PEELING", "PERSISTENCE", "ORDER", "RARE_RESCALING", "OPTIMISTIC_MAXIMUM", "EARLY_START")
 
 class Tile(NamedTuple):
@@ -35,8 +35,8 @@ class Tile(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        "At least the size of the kernel's `SharedStorage`: tiles of 2-byte elements, and 1 KiB for the rest."
-        return 2 * self.head_dim * (self.q_stages * self.block_m + 2 * self.stages * self.block_n) + 1024
+        "The size of the kernel's `SharedStorage`: tiles of 2-byte elements, and 1 KiB each for three rings' barriers and the rest."
+        return 2 * self.head_dim * (self.q_stages * self.block_m + 2 * self.stages * self.block_n) + 4 * 1024
 
     def instance(self, dtype: torch.dtype, causal: bool) -> str:
         "The kernel's C++ name."
@@ -176,7 +176,7 @@ def bench_ablation(quick: bool = False) -> list[dict]:
     steps = {name: functools.partial(_up_to, name) for name in OPTIMISATIONS} | {"POLYNOMIAL": _with_polynomial}
     return bench.bench_attention(steps, shapes, samples=7 if quick else 15, peers=False)
 
-# %% ../../nbs/47_overlap.ipynb #7af3d9c4
+# %% ../../nbs/47_overlap.ipynb #ae4e4753
 _POLYNOMIAL = """
 __device__ __forceinline__ float ex2_polynomial(float x) {
     x = fminf(fmaxf(x, -126.0f), 128.0f);
@@ -192,8 +192,9 @@ struct Consumer {"""
 def _polynomial_source() -> str:
     "Register the kernel with a polynomial for every eighth exponential, and say under which path."
     text = cuda.read_source(STEP).text.split("\n", 2)[2].replace("\ntemplate <class C>\nstruct Consumer {", _POLYNOMIAL)
-    exponential = "ptx::ex2(fmaf(r_s[i + j], scale, -shift))"
-    text = text.replace(exponential, f"i % 16 / 4 + j == 4 ? ex2_polynomial(fmaf(r_s[i + j], scale, -shift)) : {exponential}")
+    exponential = "ptx::ex2(fmaf(r.scores[i + j], scale, -shift))"
+    assert text.count(exponential) == 1 and "ex2_polynomial" in text
+    text = text.replace(exponential, f"i % 16 / 4 + j == 4 ? ex2_polynomial(fmaf(r.scores[i + j], scale, -shift)) : {exponential}")
     cuda.register(path := "scratch/47_polynomial.cu", text, key=path, label=path, start=True, architectures=("sm_90a",))
     return path
 

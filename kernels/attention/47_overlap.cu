@@ -5,14 +5,9 @@
 // A producer thread fills rings of tiles by TMA; consumer warpgroups own 64 queries each, compute scores and
 // weights in registers, and keep both products in flight under the softmax; a third role writes outputs by TMA.
 // Grid: persistent, tiles of queries are handed out by a counter. Builds on step 20 and common/ptx.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "common/hopper_tiles.cuh"
 #include "common/ptx/barrier.h"
-#include "common/ptx/register.h"
-#include "common/ptx/wgmma.h"
-#include "common/wgmma_fragments.cuh"
+#include "common/wgmma_tile.cuh"
 
 // What makes this step fast, in the order in which the notebook adds it up.
 enum Optimisation { PLAIN, OVERLAP, PEELING, PERSISTENCE, ORDER, RARE_RESCALING, OPTIMISTIC_MAXIMUM, EARLY_START };
@@ -26,7 +21,8 @@ struct Config {
     __device__ static constexpr bool has(Optimisation o) { return o <= UP_TO; }
     // The next tile's queries arrive while this one's output is still to be written: there must be a second slot.
     static constexpr bool STARTS_EARLY = has(EARLY_START) && Q_STAGES > 1;
-    static constexpr int PANEL = 64, PANELS = HEAD_DIM / PANEL;  // columns that fill a row of 128 bytes
+    using QTile = PanelTile<Element, BLOCK_M, HEAD_DIM>;
+    using KvTile = PanelTile<Element, BLOCK_N, HEAD_DIM>;
     static constexpr int THREADS = 128 * (WARPGROUPS + 1);
     // An SM's 65,536 registers are dealt out equally at launch; the producer then gives most of its own away.
     static constexpr int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8, PRODUCER_REGISTERS = WARPGROUPS == 2 ? 40 : 32;
@@ -36,18 +32,15 @@ struct Config {
     // maximum is taken: far from overflow in bf16 and float32; in fp16 a weight stays below 2^15.5.
     static constexpr bool IS_FP16 = ptx::same_type<Element, __half>;
     static constexpr float LARGEST_GROWTH = IS_FP16 ? 15.5f : 64.5f, LARGEST_SUM = IS_FP16 ? 32768.0f : 1.8446744e19f;
-    static_assert(HEAD_DIM % PANEL == 0 && BLOCK_N % 16 == 0, "whole panels, whole k steps of WGMMA");
-    static_assert(WARPGROUPS >= 2 && BLOCK_M <= 256, "one TMA box holds the queries of a tile");
+    static_assert(WARPGROUPS >= 2 && BLOCK_N % 16 == 0, "an SM's registers; whole k steps of the second product");
 };
 
 template <class C>
 struct SharedStorage {
-    alignas(1024) typename C::Element q[C::Q_STAGES][C::PANELS][C::BLOCK_M][C::PANEL];  // later the output
-    alignas(1024) typename C::Element k[C::STAGES][C::PANELS][C::BLOCK_N][C::PANEL];
-    alignas(1024) typename C::Element v[C::STAGES][C::PANELS][C::BLOCK_N][C::PANEL];
-    Tile tile[C::Q_STAGES];  // whose queries are in the slot
-    uint64_t q_full[C::Q_STAGES], q_empty[C::Q_STAGES], out_full[C::Q_STAGES];
-    uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
+    Ring<typename C::QTile, C::Q_STAGES> q;  // queries, later the output in their place
+    Ring<typename C::KvTile, C::STAGES> k, v;
+    uint64_t out_full[C::Q_STAGES];
+    Tile tile[C::Q_STAGES];                          // whose queries are in the slot
     alignas(4) bool too_large[2][C::WARPGROUPS][4];  // a warp's verdict, for an even and an odd block
 };
 
@@ -55,17 +48,10 @@ extern __shared__ __align__(1024) unsigned char smem_raw[];
 
 template <class C>
 __device__ inline void init_barriers(SharedStorage<C>& smem) {
-    for (int i = 0; i < C::Q_STAGES; ++i) {
-        ptx::mbar_init(&smem.q_full[i], 1);
-        ptx::mbar_init(&smem.q_empty[i], 1);                   // the storing thread
-        ptx::mbar_init(&smem.out_full[i], 4 * C::WARPGROUPS);  // every consumer warp
-    }
-    for (int i = 0; i < C::STAGES; ++i) {
-        ptx::mbar_init(&smem.k_full[i], 1);
-        ptx::mbar_init(&smem.v_full[i], 1);
-        ptx::mbar_init(&smem.k_empty[i], 4 * C::WARPGROUPS);
-        ptx::mbar_init(&smem.v_empty[i], 4 * C::WARPGROUPS);
-    }
+    smem.q.init(1);  // released by the storing thread
+    smem.k.init(4 * C::WARPGROUPS);
+    smem.v.init(4 * C::WARPGROUPS);
+    for (uint64_t& barrier : smem.out_full) ptx::mbar_init(&barrier, 4 * C::WARPGROUPS);  // every consumer warp
     ptx::mbar_fence_init();
 }
 
@@ -75,30 +61,20 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
     const int num_tiles = num_m_blocks<C>(p) * p.num_heads * p.batch;
-    auto wait_for_slot = [&] {
+    auto announce = [&](const Tile& tile) {
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase ^ 1);  // every consumer has read whose queries these were
-        ptx::mbar_wait(&smem.q_empty[q.stage], q.phase ^ 1);   // and the output has left
+        ptx::mbar_wait(&smem.q.empty[q.stage], q.phase ^ 1);   // and the output has left
+        smem.tile[q.stage] = tile;
     };
     for (int index = blockIdx.x; index < num_tiles;) {
         const Tile tile = tile_at<C, C::has(ORDER)>(index, p);
         const int head_k = tile.head / (p.num_heads / p.num_heads_k);
-        // Before a slot is filled, wait until every consumer has released it; otherwise TMA overwrites live data.
-        auto load_k = [&](int n) {
-            ptx::mbar_wait(&smem.k_empty[k.stage], k.phase ^ 1);  // the first lap passes: slots start empty
-            load_tile(smem.k[k.stage], map_k, &smem.k_full[k.stage], n * C::BLOCK_N, head_k, tile.batch);
-            k.next();
-        };
-        auto load_v = [&](int n) {
-            ptx::mbar_wait(&smem.v_empty[v.stage], v.phase ^ 1);
-            load_tile(smem.v[v.stage], map_v, &smem.v_full[v.stage], n * C::BLOCK_N, head_k, tile.batch);
-            v.next();
-        };
+        auto load_k = [&](int n) { smem.k.load(k, map_k, n * C::BLOCK_N, head_k, tile.batch), k.next(); };
+        auto load_v = [&](int n) { smem.v.load(v, map_v, n * C::BLOCK_N, head_k, tile.batch), v.next(); };
         int n = (tile.num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
         if (C::Q_STAGES == 1 && n >= 0) load_k(n);  // there is a free slot for keys before there is one for queries
-        wait_for_slot();
-        smem.tile[q.stage] = tile;
-        load_tile(smem.q[q.stage], map_q, &smem.q_full[q.stage], tile.m_start, tile.head, tile.batch);
-        q.next();
+        announce(tile);
+        smem.q.load(q, map_q, tile.m_start, tile.head, tile.batch), q.next();
         if (C::Q_STAGES > 1 && n >= 0) load_k(n);
         for (; n > 0; --n) {
             load_k(n - 1);
@@ -107,32 +83,28 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
         index = C::has(PERSISTENCE) ? gridDim.x + atomicInc(g_next_tile, num_tiles - 1) : num_tiles;
         if (n == 0) load_v(0);
     }
-    wait_for_slot();
-    smem.tile[q.stage] = {-1, 0, 0, 0};
-    ptx::mbar_arrive(&smem.q_full[q.stage]);
+    announce({-1, 0, 0, 0});
+    ptx::mbar_arrive(&smem.q.full[q.stage]);
 }
 
 template <class C>
 __device__ inline void store(SharedStorage<C>& smem, const CUtensorMap* map_out) {
     for (Slot<C::Q_STAGES> q;; q.next()) {
-        ptx::mbar_wait(&smem.q_full[q.stage], q.phase);
+        const typename C::QTile& s_out = smem.q.wait(q);
         const Tile tile = smem.tile[q.stage];
         if (tile.m_start < 0) return;
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase);
         #pragma unroll
-        for (int panel = 0; panel < C::PANELS; ++panel)
-            ptx::tma_store<4>(map_out, {panel * C::PANEL, tile.m_start, tile.head, tile.batch}, smem.q[q.stage][panel]);
+        for (int column = 0; column < C::HEAD_DIM; column += C::QTile::PANEL)
+            ptx::tma_store<4>(map_out, {column, tile.m_start, tile.head, tile.batch}, s_out.elements + column * C::BLOCK_M);
         ptx::tma_commit();
         ptx::tma_wait_read<0>();  // only then may the next queries overwrite the output
-        ptx::mbar_arrive(&smem.q_empty[q.stage]);
+        ptx::mbar_arrive(&smem.q.empty[q.stage]);
     }
 }
 
 template <class C>
 struct Consumer {
-    using Element = typename C::Element;
-    static constexpr int S_COUNT = C::BLOCK_N / 2, O_COUNT = C::HEAD_DIM / 2, P_COUNT = C::BLOCK_N / 4;
-
     SharedStorage<C>& smem;
     const Problem& p;
     float* const g_lse;
@@ -140,57 +112,29 @@ struct Consumer {
     const int warpgroup, warp, lane;
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
-    float r_s[S_COUNT], r_out[O_COUNT];        // scores, then weights; the output before its division by row_sum
-    uint32_t r_p[P_COUNT];                     // weights in pairs, as the second product reads them
-    float row_max[2] = {minus_infinity(), minus_infinity()}, row_sum[2] = {};  // the sum of this thread's columns only
-    float rescale[2], inverse[2];              // what a new maximum asks of the output; 1 / sums of the tile that ends
-    int parity = 0, ended = 0, m_start = -1;   // slot of the tile that ends; first query of the present one
+    RowState<C> r;
+    float rescale[2], inverse[2];             // what a new maximum asks of the output; 1 / sums of the tile that ends
+    int parity = 0, ended = 0, m_start = -1;  // slot of the tile that ends; first query of the present one
 
     __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float* g_lse, float scale)
         : smem(smem), p(p), g_lse(g_lse), scale(scale), warpgroup(uniform(threadIdx.x / 128) - 1),
-          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {
-        #pragma unroll
-        for (float& r : r_out) r = 0.0f;
-    }
+          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
 
-    // This warp is done with the slot; the producer waits for all of them.
-    __device__ __forceinline__ void release(uint64_t (&empty)[C::STAGES], Slot<C::STAGES>& slot) {
-        if (lane == 0) ptx::mbar_arrive(&empty[slot.stage]);
-        slot.next();
-    }
-
-    __device__ __forceinline__ void issue_qk() {
-        const ptx::MatrixDescriptor a = ptx::k_major(smem.q[q.stage][0][64 * warpgroup]), b = ptx::k_major(smem.k[k.stage]);
-        #pragma unroll
-        for (int i = 0; i < C::HEAD_DIM / 16; ++i)  // 16 columns are 32 bytes; four such steps, then the next panel
-            ptx::wgmma_ss<C::BLOCK_N, Element>(r_s, a + (i / 4 * C::BLOCK_M * 128 + i % 4 * 32),
-                                               b + (i / 4 * C::BLOCK_N * 128 + i % 4 * 32), i > 0);
-        ptx::wgmma_commit();
-    }
-
-    __device__ __forceinline__ void issue_pv() {
-        const ptx::MatrixDescriptor b = ptx::mn_major(smem.v[v.stage], C::BLOCK_N * 128);
-        #pragma unroll
-        for (int i = 0; i < C::BLOCK_N / 16; ++i)  // 16 keys are 16 rows of 128 bytes
-            ptx::wgmma_rs<C::HEAD_DIM, Element, ptx::MN_MAJOR>(
-                r_out, reinterpret_cast<const uint32_t(&)[4]>(r_p[4 * i]), b + i * 16 * 128);
-        ptx::wgmma_commit();
-    }
-
-    __device__ __forceinline__ void mask(int n_start) {
-        const int m = m_start + 64 * warpgroup + 16 * warp + lane / 4;
-        mask_columns(r_s, {visible_keys<C>(m, p) - n_start, visible_keys<C>(m + 8, p) - n_start});
+    __device__ __forceinline__ void mask(int n) {
+        const int first = m_start + 64 * warpgroup, n_start = n * C::BLOCK_N;
+        const int seen = C::MASK == Mask::CAUSAL ? first + 1 + p.seqlen_k - p.seqlen_q - n_start : C::BLOCK_N;
+        mask_scores<C>(r, seen, p.seqlen_k - n_start);
     }
 
     // Scores become weights under `shift`, a power of two; returns their sum over this thread's columns.
-    __device__ __forceinline__ float weigh(int r, float shift) {
+    __device__ __forceinline__ float weigh(int h, float shift) {
         float sum[2] = {0.0f, 0.0f};
         #pragma unroll
-        for (int i = 2 * r; i < S_COUNT; i += 4)
+        for (int i = 2 * h; i < C::BLOCK_N / 2; i += 4)
             #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                r_s[i + j] = ptx::ex2(fmaf(r_s[i + j], scale, -shift));
-                sum[j] += r_s[i + j];
+                r.scores[i + j] = ptx::ex2(fmaf(r.scores[i + j], scale, -shift));
+                sum[j] += r.scores[i + j];
             }
         return sum[0] + sum[1];
     }
@@ -203,39 +147,48 @@ struct Consumer {
         float new_max[2];
         bool grew = false;
         #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            float a = r_s[2 * r], b = r_s[2 * r + 1];  // two chains, half as long
+        for (int h = 0; h < 2; ++h) {
+            float a = r.scores[2 * h], b = r.scores[2 * h + 1];  // two chains, half as long
             #pragma unroll
-            for (int i = 2 * r + 4; i < S_COUNT; i += 4) {
-                a = fmaxf(a, r_s[i]);
-                b = fmaxf(b, r_s[i + 1]);
+            for (int i = 2 * h + 4; i < C::BLOCK_N / 2; i += 4) {
+                a = fmaxf(a, r.scores[i]);
+                b = fmaxf(b, r.scores[i + 1]);
             }
-            a = fmaxf(a, b);
-            a = fmaxf(a, __shfl_xor_sync(0xffffffff, a, 1));
-            a = fmaxf(a, __shfl_xor_sync(0xffffffff, a, 2));
-            const bool take = (a - row_max[r]) * scale > LIMIT;  // not if both are -inf: no key yet
-            new_max[r] = take ? a : row_max[r];
+            a = quad_max(fmaxf(a, b));
+            const bool take = (a - r.row_max[h]) * scale > LIMIT;  // not if both are -inf: no key yet
+            new_max[h] = take ? a : r.row_max[h];
             grew |= take;
         }
         grew = __any_sync(0xffffffff, grew);
         #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const float base = new_max[r] == minus_infinity() ? 0.0f : new_max[r];  // no key yet: 2^(-inf - 0) = 0
+        for (int h = 0; h < 2; ++h) {
+            const float base = new_max[h] == minus_infinity() ? 0.0f : new_max[h];  // no key yet: 2^(-inf - 0) = 0
             if (grew) {
-                rescale[r] = ptx::ex2((row_max[r] - base) * scale);  // exactly 1 for a row that keeps its maximum
-                row_sum[r] *= rescale[r];
+                rescale[h] = ptx::ex2((r.row_max[h] - base) * scale);  // exactly 1 for a row that keeps its maximum
+                r.row_sum[h] *= rescale[h];
             }
-            row_max[r] = new_max[r];
-            row_sum[r] += weigh(r, base * scale);
+            r.row_max[h] = new_max[h];
+            r.row_sum[h] += weigh(h, base * scale);
         }
         return grew;
+    }
+
+    __device__ __forceinline__ void rescale_out() {
+        #pragma unroll
+        for (int i = 0; i < C::HEAD_DIM / 2; ++i) r.out[i] *= rescale[i / 2 % 2];
+    }
+
+    __device__ __forceinline__ void round_weights() {
+        #pragma unroll
+        for (int i = 0; i < C::BLOCK_N / 4; ++i)
+            r.weights[i] = ptx::pack<typename C::Element>(r.scores[2 * i], r.scores[2 * i + 1]);
     }
 
     // Returns false, in all threads of the warpgroup, if the scores are lost and have to be computed again.
     __device__ __forceinline__ bool softmax_optimistic() {
         float sum[2];
         #pragma unroll
-        for (int r = 0; r < 2; ++r) sum[r] = weigh(r, row_max[r] * scale);
+        for (int h = 0; h < 2; ++h) sum[h] = weigh(h, r.row_max[h] * scale);
         const bool fits = sum[0] <= C::LARGEST_SUM && sum[1] <= C::LARGEST_SUM;
         const bool too_large = __any_sync(0xffffffff, !fits);
         if (lane == 0) smem.too_large[parity][warpgroup][warp] = too_large;
@@ -243,91 +196,96 @@ struct Consumer {
         const uint32_t verdicts = *reinterpret_cast<const uint32_t*>(smem.too_large[parity][warpgroup]);
         parity ^= 1;
         if (verdicts) return false;
-        row_sum[0] += sum[0];
-        row_sum[1] += sum[1];
+        r.row_sum[0] += sum[0];
+        r.row_sum[1] += sum[1];
         return true;
     }
 
-    __device__ __forceinline__ void wait_for_keys() { ptx::mbar_wait(&smem.k_full[k.stage], k.phase); }
-
-    // The scores of block n, together with the product of the weights in r_p: those of block n + 1, or, if this is the
+    // The scores of block n, together with the product of the weights at hand: those of block n + 1, or, if this is the
     // first block of a tile, the last ones of the tile before, whose output then leaves. The keys have arrived.
     template <bool MASKED>
     __device__ __forceinline__ void step(int n, bool is_first) {
-        ptx::wgmma_fence(r_s, r_out, r_p);
-        issue_qk();
-        ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
-        ptx::wgmma_fence(r_out, r_p);
-        issue_pv();
+        ptx::wgmma_fence(r.scores, r.out, r.weights);
+        start_qk<C>(r, smem.q.tiles[q.stage], smem.k.tiles[k.stage], warpgroup);
+        smem.v.wait(v);
+        ptx::wgmma_fence(r.out, r.weights);
+        start_pv<C>(r, smem.v.tiles[v.stage]);
         if (MASKED && is_first) close_rows();
-        if constexpr (C::has(OVERLAP)) ptx::wgmma_wait<1>(r_s);
-        else ptx::wgmma_wait<0>(r_s, r_out, r_p);
+        if constexpr (C::has(OVERLAP)) ptx::wgmma_wait<1>(r.scores);
+        else ptx::wgmma_wait<0>(r.scores, r.out, r.weights);
         bool grew = false;
         if constexpr (MASKED || !C::has(OPTIMISTIC_MAXIMUM)) {
-            if (MASKED) mask(n * C::BLOCK_N);
+            if (MASKED) mask(n);
             grew = softmax_exact<false>();
         } else if (!softmax_optimistic()) {
-            ptx::wgmma_fence(r_s);
-            issue_qk();  // the keys are still there
-            ptx::wgmma_wait<0>(r_s, r_out, r_p);
+            ptx::wgmma_fence(r.scores);
+            start_qk<C>(r, smem.q.tiles[q.stage], smem.k.tiles[k.stage], warpgroup);  // the keys are still there
+            ptx::wgmma_wait<0>(r.scores, r.out, r.weights);
             grew = softmax_exact<true>();
         }
-        release(smem.k_empty, k);
-        if (n > 0) wait_for_keys();
-        ptx::wgmma_wait<0>(r_out, r_p);
-        release(smem.v_empty, v);
+        smem.k.release(k), k.next();
+        if (n > 0) smem.k.wait(k);
+        ptx::wgmma_wait<0>(r.out, r.weights);
+        smem.v.release(v), v.next();
         if (MASKED && is_first) write_out();
-        else if (grew) scale_rows(r_out, rescale);
-        pack_pairs<Element>(r_p, r_s);
+        else if (grew) rescale_out();
+        round_weights();
     }
 
     // The sums of the tile that ends are complete; those of the next one begin.
     __device__ __forceinline__ void close_rows() {
         const Tile& tile = smem.tile[ended];
         #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            float sum = row_sum[r];
-            sum += __shfl_xor_sync(0xffffffff, sum, 1);
-            sum += __shfl_xor_sync(0xffffffff, sum, 2);
-            inverse[r] = sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that sees no key gives 0
-            const int m = tile.m_start + 64 * warpgroup + 16 * warp + lane / 4 + 8 * r;
+        for (int h = 0; h < 2; ++h) {
+            const float sum = quad_sum(r.row_sum[h]);
+            inverse[h] = sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that sees no key gives 0
+            const int m = tile.m_start + 64 * warpgroup + 16 * warp + lane / 4 + 8 * h;
             if (g_lse && lane % 4 == 0 && m < p.seqlen_q)
                 g_lse[(long long)(tile.batch * p.num_heads + tile.head) * p.seqlen_q + m] =
-                    (row_max[r] * scale + log2f(sum)) * 0.693147180559945f;
-            row_max[r] = minus_infinity();
-            row_sum[r] = 0.0f;
+                    (r.row_max[h] * scale + log2f(sum)) * LN_2;
+            r.row_max[h] = minus_infinity();
+            r.row_sum[h] = 0.0f;
         }
     }
 
     // The output takes the place of the queries of this warpgroup, which only it reads and no WGMMA reads any more.
     __device__ __forceinline__ void write_out() {
-        write_rows(smem.q[ended], 64 * warpgroup + 16 * warp, r_out, inverse);
+        typename C::QTile& s_out = smem.q.tiles[ended];
+        const int row = 64 * warpgroup + 16 * warp + lane % 16;
+        #pragma unroll
+        for (int i = 0; i < C::HEAD_DIM / 2; i += 8) {  // 16 columns
+            uint32_t pairs[4];
+            #pragma unroll
+            for (int j = 0; j < 4; ++j)
+                pairs[j] = ptx::pack<typename C::Element>(r.out[i + 2 * j] * inverse[j % 2], r.out[i + 2 * j + 1] * inverse[j % 2]);
+            ptx::stmatrix_x4(s_out.elements + C::QTile::offset(row, i / 4 + lane / 16), pairs);
+        }
         ptx::fence_proxy_async();  // TMA shall see what was just written
         __syncwarp();
         if (lane == 0) ptx::mbar_arrive(&smem.out_full[ended]);
         #pragma unroll
-        for (int i = 0; i < O_COUNT; ++i) r_out[i] = 0.0f;
+        for (int i = 0; i < C::HEAD_DIM / 2; ++i) r.out[i] = 0.0f;
     }
 
     __device__ __forceinline__ void begin(int n) {
-        wait_for_keys();
-        ptx::wgmma_fence(r_s);
-        issue_qk();
-        ptx::wgmma_wait<0>(r_s);
-        mask(n * C::BLOCK_N);
+        smem.k.wait(k);
+        ptx::wgmma_fence(r.scores);
+        start_qk<C>(r, smem.q.tiles[q.stage], smem.k.tiles[k.stage], warpgroup);
+        ptx::wgmma_wait<0>(r.scores);
+        mask(n);
         softmax_exact<false>();
-        release(smem.k_empty, k);
-        if (n > 0) wait_for_keys();
-        pack_pairs<Element>(r_p, r_s);
+        smem.k.release(k), k.next();
+        if (n > 0) smem.k.wait(k);
+        round_weights();
     }
 
     __device__ __forceinline__ void end(bool product_is_missing) {
         if (product_is_missing) {
-            ptx::mbar_wait(&smem.v_full[v.stage], v.phase);
-            ptx::wgmma_fence(r_out, r_p);
-            issue_pv();
-            ptx::wgmma_wait<0>(r_out, r_p);
-            release(smem.v_empty, v);
+            smem.v.wait(v);
+            ptx::wgmma_fence(r.out, r.weights);
+            start_pv<C>(r, smem.v.tiles[v.stage]);
+            ptx::wgmma_wait<0>(r.out, r.weights);
+            smem.v.release(v), v.next();
         }
         close_rows();
         write_out();
@@ -335,7 +293,7 @@ struct Consumer {
 
     // Wait for a tile; m_start is negative if there is none.
     __device__ __forceinline__ Work next_tile() {
-        ptx::mbar_wait(&smem.q_full[q.stage], q.phase);
+        smem.q.wait(q);
         m_start = uniform(smem.tile[q.stage].m_start);
         if (m_start < 0) return {-1, 0, 0};
         return work_of<C>(uniform(smem.tile[q.stage].num_keys), m_start + 64 * warpgroup, C::has(PEELING), p);
@@ -348,21 +306,21 @@ struct Consumer {
             bool joins = C::STARTS_EARLY && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
             int n = work.last;
             if (joins) {
-                skip(work.skipped, smem.k_full, smem.k_empty, k);
-                wait_for_keys();
+                skip(work.skipped, smem.k, k);
+                smem.k.wait(k);
             } else {
                 if (is_open) end(product_is_missing);
                 if (m_start < 0) return;
                 for (int i = 0; i < work.skipped; ++i) {
-                    skip(1, smem.k_full, smem.k_empty, k);
-                    skip(1, smem.v_full, smem.v_empty, v);
+                    skip(1, smem.k, k);
+                    skip(1, smem.v, v);
                 }
                 product_is_missing = n >= 0;
                 if (n >= 0) begin(n--);
             }
             for (; n >= work.unmasked || joins; --n) {
                 step<true>(n, joins);
-                if (joins) skip(work.skipped, smem.v_full, smem.v_empty, v);
+                if (joins) skip(work.skipped, smem.v, v);
                 joins = false;
             }
             for (; n >= 0; --n) step<false>(n, false);

@@ -1,10 +1,9 @@
 // Generated from nbs/47_overlap.ipynb: edit the notebook, not this file.
 // Architectures: sm_90a
 
-// Tiles of queries in the order in which a persistent grid takes them, and slots of shared memory that TMA fills.
+// Tiles of queries in the order in which a persistent grid takes them, and what a warpgroup has to do with one.
 #pragma once
-#include "common/ptx/mbarrier.h"
-#include "common/ptx/tma.h"
+#include "common/tma_ring.cuh"
 
 enum class Mask { NONE, CAUSAL };
 
@@ -56,37 +55,14 @@ __device__ inline Work work_of(int num_keys, int first_row, bool peel, const Pro
     return {last, last_of_tile - last, peel ? max(0, visible_keys<C>(first_row, p)) / C::BLOCK_N : 0};
 }
 
-// A place in a ring of STAGES slots, and the parity of the lap.
-template <int STAGES>
-struct Slot {
-    int stage = 0, phase = 0;
-    __device__ __forceinline__ void next() {
-        if (++stage < STAGES) return;
-        stage = 0;
-        phase ^= 1;
-    }
-};
-
-// Pass `count` slots without reading them, as every consumer must: a slot is free when all warps have given it back.
-template <int STAGES>
-__device__ __forceinline__ void skip(int count, uint64_t (&full)[STAGES], uint64_t (&empty)[STAGES], Slot<STAGES>& slot) {
-    for (; count > 0; --count) {
-        ptx::mbar_wait(&full[slot.stage], slot.phase);
-        __syncwarp();  // all lanes have seen it full: one that comes later might find the barrier a lap further on
-        if (threadIdx.x % 32 == 0) ptx::mbar_arrive(&empty[slot.stage]);
-        slot.next();
+// Pass slots without reading them, as every consumer must: a slot is free when all warps have released it.
+template <class Ring, class Slot>
+__device__ __forceinline__ void skip(int count, Ring& ring, Slot& slot) {
+    for (; count > 0; --count, slot.next()) {
+        ring.wait(slot);
+        ring.release(slot);
     }
 }
 
 // The value of one lane, which tells the compiler that it is the same in all of them.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
-
-// Start filling a slot with ROWS rows of a head, in panels of 128 bytes.
-template <int PANELS, int ROWS, int PANEL, class Element>
-__device__ inline void load_tile(Element (&s_tile)[PANELS][ROWS][PANEL], const CUtensorMap* map, uint64_t* full, int row,
-                                 int head, int batch) {
-    ptx::mbar_arrive_expect_tx(full, int(sizeof s_tile));
-    #pragma unroll
-    for (int panel = 0; panel < PANELS; ++panel)
-        ptx::tma_load<4>(s_tile[panel], map, full, {panel * PANEL, row, head, batch});
-}
