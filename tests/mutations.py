@@ -1,0 +1,395 @@
+"""Every kernel with one barrier, wait, fence, arrive, expect or commit dropped or moved, and what finds it.
+
+python tests/mutations.py list             the mutants by number
+python tests/mutations.py                  all of them on the emulator; rewrites nbs/results/mutations.json
+python tests/mutations.py sanitize         a sample under compute-sanitizer, on a GPU; writes mutations_sanitized.json
+python tests/mutations.py replay K N       every N-th of the mutants that the stored table says are found, from number K"""
+
+import functools
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS))
+
+from attention_cases import STEPS  # noqa: E402, found through the line above
+
+from flashmoe_nb import bench, counters, cuda, reference  # noqa: E402
+from flashmoe_nb.attention import overlap, problem, producer_consumer, tensor_cores  # noqa: E402
+from flashmoe_nb.moe import dispatch, fused_layer, grouped_gemm, routing  # noqa: E402
+from flashmoe_nb.mutations import Mutant, mutants  # noqa: E402
+
+# ---- small runs that together reach every call site of a kernel: functions of a device that return tensors ----
+
+
+def attention(name, seqlen_q, seqlen_k, head_dim, causal=True):
+    "One attention step; two heads share their keys."
+
+    def run(device):
+        inputs = reference.attention_inputs(1, 2, seqlen_q, head_dim, seqlen_k=seqlen_k, num_heads_k=1, device=device)
+        return STEPS[name](*inputs, causal=causal, return_lse=True)
+
+    return run
+
+
+def copied_by_cp_async(device):
+    "Step 32 with the other way to copy."
+    q, k, v = reference.attention_inputs(1, 2, 150, 64, seqlen_k=330, num_heads_k=1, device=device)
+    step, tile = producer_consumer.STEP, producer_consumer.choose_tile(64)
+    settings = dict(causal=True, softmax_scale=None, return_lse=True, tile=tile, threads=producer_consumer.BLOCK_THREADS)
+    return tensor_cores.launch_mma(step, problem.check_qkv(q, k, v), q, k, v, "Copy::ASYNC", **settings)
+
+
+def overlap_tile(*tile, growth=1.0):
+    """Step 47 with a ring so short, and tiles so few, that a small input goes around it several times. Keys that grow make
+    the maximum that the step hopes for wrong."""
+
+    def run(device):
+        q, k, v = reference.attention_inputs(1, 2, 200, 64, seqlen_k=330, num_heads_k=1, device=device)
+        k = (k * torch.linspace(1.0, growth, 330, device=device)[:, None]).to(k.dtype)
+        return overlap.with_tile(overlap.Tile(*tile), q, k, v, causal=True, return_lse=True)
+
+    return run
+
+
+def route(num_experts, top_k, **options):
+    def run(device):
+        logits = torch.randn(21, num_experts, generator=torch.Generator().manual_seed(0))
+        logits[3] = 0.0
+        return routing.routing(logits.to(device), top_k, balance_loss=True, **options)
+
+    return run
+
+
+def some_ids(num_tokens, num_experts, top_k):
+    order = torch.rand(num_tokens, num_experts, generator=torch.Generator().manual_seed(num_tokens)).argsort(-1)
+    return order[:, :top_k].int().contiguous()
+
+
+def sort_tokens(blocks):
+    def run(device):
+        result = dispatch.dispatch(some_ids(300, 60, 4).to(device), 60, 16, blocks=blocks)
+        return [x for x in result if isinstance(x, torch.Tensor)]
+
+    return run
+
+
+def radix_sort(device):
+    ids = some_ids(300, 60, 4).to(device)
+    return [x for x in dispatch.dispatch_by_radix_sort(ids, 60, 16) if isinstance(x, torch.Tensor)]
+
+
+def products(tile, num_tokens, *, gathered=True, splits=1):
+    "Both grouped products of a layer; every expert's tokens in several tiles."
+
+    def run(device):
+        x, w1, w2, _ = reference.moe_inputs(num_tokens, 3, 136, 136, device=device)
+        ids = some_ids(num_tokens, 3, 2).to(device)
+        pairs, slots = dispatch.dispatch(ids, 3, tile.span), ids.numel()
+        h, y = x.new_zeros(slots, 136), x.new_zeros(splits * slots, 136)
+        rows = x if gathered else fused_layer.permute(x, pairs, 2, torch.zeros_like(x).repeat(2, 1))
+        options = dict(tile=tile, stream=False)
+        grouped_gemm.grouped_gemm(rows, w1, pairs, h, gate_up=True, gathered=gathered, top_k=2, **options)
+        grouped_gemm.grouped_gemm(h, w2, pairs, y, gate_up=False, splits=splits, **options)
+        weights = torch.full(ids.shape, 0.5, device=device)
+        return h, y, fused_layer.combine(y, pairs, weights, torch.zeros_like(x), splits)
+
+    return run
+
+
+def of_steps() -> dict:
+    "Every attention step: rows with many keys, rows with none, and the largest head size."
+    runs = {}
+    for name in STEPS:
+        path = sys.modules[f"flashmoe_nb.attention.{name}"].instances()[0][0]
+        runs[path] = [attention(name, 70, 330, 64), attention(name, 40, 200, 256, causal=False)]
+        runs[path] += [attention(name, 150, 10, 64), attention(name, 150, 10, 256)]
+    runs["attention/32_producer_consumer.cu"].append(copied_by_cp_async)
+    return runs
+
+
+def access_patterns(device):
+    results = []
+    for pattern in ("shared read 4 B, stride 2", "shared write 4 B, stride 2", "shared gather, reversed", *counters.LAYOUTS):
+        name, args = counters.arguments(pattern, device)
+        args[1].zero_()
+        cuda.compile(counters.FILE, name).launch(2, 32, args)
+        results.append(args[1][:4096])
+    return results
+
+
+RUNS = of_steps() | {
+    "common/access.cu": [access_patterns],
+    "attention/47_overlap.cu": [
+        overlap_tile(64, 2, 64, 2, 2),
+        overlap_tile(64, 2, 64, 2, 2, growth=100.0),
+        overlap_tile(64, 2, 64, 2, 1, "RARE_RESCALING"),
+        overlap_tile(64, 2, 64, 2, 1, "PEELING"),
+        overlap_tile(64, 2, 64, 2, 1, "PLAIN"),
+    ],
+    "moe/60_routing.cu": [route(40, 6), route(64, 5, scoring="sigmoid", n_group=8, topk_group=3)],
+    "moe/62_dispatch.cu": [sort_tokens(1), sort_tokens(3), radix_sort],
+    "moe/64_grouped_gemm.cu": [
+        products(grouped_gemm.Tile(1, 8, 2), 40, splits=2),
+        products(grouped_gemm.Tile(2, 16, 2), 60, gathered=False),
+        products(grouped_gemm.Tile(2, 16, 2, 2), 90, gathered=False),
+    ],
+    "moe/64_grouped_gemm_mma.cu": [products(grouped_gemm.MMA_TILES[0][1], 40)],
+    "moe/66_fused_layer.cu": [products(grouped_gemm.Tile(1, 8, 2), 40, gathered=False)],
+}
+
+
+def kernel_files() -> list[str]:
+    "Every file of kernels/ with a call site, but for the wrappers themselves and the emulator."
+    files = [p for f in ("common", "attention", "moe") for p in sorted((cuda.KERNELS / f).glob("*.cu*"))]
+    return [path for p in files if mutants(path := p.relative_to(cuda.KERNELS).as_posix(), p.read_text())]
+
+
+def runs_of(path: str) -> list:
+    "The runs of a kernel file; of a header, those of the first files that include it."
+    if path in RUNS:
+        return RUNS[path]
+    users = [user for user in RUNS if f'"{path}"' in (cuda.KERNELS / user).read_text()]
+    return [run for user in users[:2] for run in RUNS[user]]
+
+
+def every_mutant() -> list[Mutant]:
+    return [m for path in kernel_files() for m in mutants(path, (cuda.KERNELS / path).read_text())]
+
+
+def register(mutant: Mutant):
+    architectures = cuda.read_source(mutant.path).architectures
+    cuda.register(mutant.path, mutant.text, key="mutant", label="mutant", start=True, architectures=architectures)
+
+
+# ---- on the emulator ----
+
+CHECKS = ("race", "init", "memory")
+LOOKS = {  # in this order, until one of them objects
+    "forward": {},
+    "reverse": dict(schedule="reverse"),
+    "random": dict(seed=1),
+    "checked": dict(check=CHECKS),
+    "checked, reverse": dict(check=CHECKS, schedule="reverse"),
+    "checked, random": dict(check=CHECKS, seed=2),
+}
+
+
+def bits(tensors) -> list[bytes]:
+    return [x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for x in tensors if x is not None]
+
+
+def look_at(mutant: Mutant, right: list) -> tuple[str, str, str]:
+    "Who objects to a mutant: the look, the kind of objection, and what it says. Nobody: three empty strings."
+    register(mutant)
+    for look, options in LOOKS.items():
+        for run, expected in zip(runs_of(mutant.path), right, strict=True):
+            reports = []
+            try:
+                with cuda.emulation(workers=1, reports=reports, **options):
+                    got = bits(run("cpu"))
+            except Exception as error:  # noqa: BLE001, whatever stops it
+                return look, type(error).__name__, str(error)
+            if races := [race for report in reports for race in report.races]:
+                return look, races[0].kind, str(races[0])
+            if got != expected:
+                return look, "wrong output", ""
+    return "", "", ""
+
+
+def right_outputs(path: str) -> list:
+    with cuda.emulation(workers=1):
+        return [bits(run("cpu")) for run in runs_of(path)]
+
+
+def start(function, *args, seconds: int):
+    "Calls a function in a process of its own, which is killed after so many seconds."
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(read)
+        signal.alarm(seconds)
+        with os.fdopen(write, "wb") as out:
+            pickle.dump(function(*args), out)
+        os._exit(0)
+    os.close(write)
+    return child, read
+
+
+def answer(child: int, read: int):
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    return pickle.loads(data) if data else ("forward", "time out", "", 0.0)
+
+
+def timed_look(mutant: Mutant, right: list) -> tuple[str, str, str, float]:
+    began = time.perf_counter()
+    return *look_at(mutant, right), time.perf_counter() - began
+
+
+def judge(chosen, workers: int = 1, seconds: int = 60):
+    "Yields every mutant with what `look_at` says of it, `workers` at a time."
+    right, running, waiting = {}, [], list(chosen)
+    while waiting or running:
+        while waiting and len(running) < workers:
+            mutant = waiting.pop(0)
+            if mutant.path not in right:
+                right[mutant.path] = answer(*start(right_outputs, mutant.path, seconds=120))
+            running.append((mutant, *start(timed_look, mutant, right[mutant.path], seconds=seconds)))
+        mutant, *process = running.pop(0)
+        yield mutant, *answer(*process)
+
+
+def caught_by(look: str, kind: str) -> str:
+    "The check that found it, as the table names it."
+    if kind in ("", "wrong output", "time out", "CompileError"):
+        return kind
+    return (f"race: {kind}" if " " in kind else kind) if look.startswith("checked") else f"always on: {kind}"
+
+
+def row_of(mutant: Mutant, caught: str) -> dict:
+    kind = dict(kernel=mutant.path, mutation=f"{mutant.call} {mutant.how}", line=mutant.line, caught_by=caught)
+    return kind | dict(source=mutant.source)
+
+
+# Survivors and their reasons: path, a piece of the line, the mutation, why.
+SURVIVORS = [
+    (
+        "moe/60_routing.cu",
+        "griddep_wait",
+        "",
+        "the step does not launch this kernel as a dependent one: there is nothing to wait for",
+    ),
+]
+
+
+def why(mutant: Mutant) -> str:
+    "The reason why a mutant survives, if one is known."
+    for path, piece, how, reason in SURVIVORS:
+        if path in mutant.path and piece in mutant.source and how in mutant.how:
+            return reason
+    return ""
+
+
+def replay(part: int, parts: int, number: int = 40) -> list[str]:
+    "Some mutants that the stored table says are found, again; those that are not found now."
+    rows = [row for row in bench.read_results("mutations")["rows"] if row["caught_by"]]
+    quick = {(r["kernel"], r["mutation"], r["source"]) for r in sorted(rows, key=lambda r: r["seconds"])[: 3 * number]}
+    known = [m for m in every_mutant() if (m.path, f"{m.call} {m.how}", m.source) in quick]
+    chosen = random.Random(0).sample(known, number)[part::parts]
+    missed = []
+    for mutant, look, kind, *_ in judge(chosen, 1):
+        print(f"{mutant}: {caught_by(look, kind) or 'not found'}", flush=True)
+        missed += [] if kind else [str(mutant)]
+    return missed
+
+
+def on_emulator(workers: int) -> list[dict]:
+    chosen, rows, started = every_mutant(), [], time.time()
+    for mutant, look, kind, message, seconds in judge(chosen, workers):
+        rows.append(row_of(mutant, caught_by(look, kind)))
+        rows[-1] |= dict(look=look, message=message[:1000], seconds=round(seconds, 2), why="" if kind else why(mutant))
+        print(f"{len(rows)}/{len(chosen)} {time.time() - started:.0f} s {mutant}: {look} {kind}", flush=True)
+    rows = [row for row in rows if "CompileError" not in row["caught_by"]]  # no program, no mutant
+    caught = sum(bool(row["caught_by"]) for row in rows)
+    print(f"{caught} of {len(rows)} found, {caught / len(rows):.1%}")
+    return rows
+
+
+# ---- on a GPU, under compute-sanitizer ----
+
+TOOLS = ("racecheck", "synccheck", "memcheck")
+SAMPLE = 60
+
+
+def keep(path: str, file: str):
+    "The right output of a kernel's runs on the GPU, into a file."
+    Path(file).write_bytes(pickle.dumps([bits(run("cuda")) for run in runs_of(path)]))
+
+
+def run_once(file: str, right: str):
+    "One run of a mutant on the GPU; prints whether the output is right."
+    mutant = Mutant(**json.loads(Path(file).read_text()))
+    register(mutant)
+    same = [bits(run("cuda")) for run in runs_of(mutant.path)] == pickle.loads(Path(right).read_bytes())
+    print("right output" if same else "wrong output")
+
+
+def found_in(text: str) -> str:
+    "The first thing that compute-sanitizer objects to in its page, shortened."
+    for line in text.splitlines():
+        if re.match(r"=+ (Error|Barrier error|Invalid|Warning|Program hit|Missing|Divergent|RACECHECK SUMMARY: [1-9])", line):
+            return line.strip("= ")[:160]
+    return ""
+
+
+def watch(words: list[str], tool: str | None = None, seconds: int = 60) -> str:
+    "What one run shows: nothing, `wrong output`, `does not end`, or what the tool or the driver says."
+    command = [sys.executable, __file__, *words]
+    if tool:
+        sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+        command = [sanitizer, "--tool", tool, *command]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, start_new_session=True, **pipes) as child:
+        try:
+            text, _ = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            return "does not end"
+    if said := found_in(text):
+        return said
+    if "right output" in text or (not child.returncode and words[0] == "keep"):
+        return ""
+    return "wrong output" if "wrong output" in text else (text.strip().splitlines() or ["nothing"])[-1][:160]
+
+
+def on_gpu(workers: int, size: int = SAMPLE, seconds: int = 20) -> list[dict]:
+    "Runs a sample of the mutants as they are and under each tool."
+    chosen = random.Random(0).sample(every_mutant(), size)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        right = {path: f"{folder}/{i}.right" for i, path in enumerate({mutant.path: 0 for mutant in chosen})}
+        kept = list(pool.map(watch, [["keep", path, file] for path, file in right.items()]))
+        print("right outputs:", dict(zip(right, kept, strict=True)), flush=True)
+        words = []
+        for i, mutant in enumerate(chosen):
+            Path(folder, f"{i}.json").write_text(json.dumps(mutant._asdict()))
+            words.append(["run", f"{folder}/{i}.json", right[mutant.path]])
+        plain = list(pool.map(watch, words))  # compiles, too: not under a tool's clock
+        said = {tool: list(pool.map(functools.partial(watch, tool=tool, seconds=seconds), words)) for tool in TOOLS}
+    rows = []
+    for i, (mutant, run) in enumerate(zip(chosen, plain, strict=True)):
+        rows.append(row_of(mutant, "; ".join(f"{tool}: {said[tool][i]}" for tool in TOOLS if said[tool][i])))
+        rows[-1] |= {"run": run} | {tool: said[tool][i] for tool in TOOLS}
+    return rows
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:] or ["emulate"]
+    workers = int(rest[0]) if rest and rest[0].isdigit() else len(os.sched_getaffinity(0))
+    folder = bench.results_folder()
+    if what == "list":
+        for number, mutant in enumerate(every_mutant()):
+            print(number, mutant, "|", mutant.source)
+    elif what == "replay":
+        sys.exit("\n".join(replay(*map(int, rest))))
+    elif what == "run":
+        run_once(*rest)
+    elif what == "keep":
+        keep(*rest)
+    elif what == "sanitize":
+        bench.write_results(folder / "mutations_sanitized.json", on_gpu(workers))
+    elif what == "emulate":
+        bench.write_results(folder / "mutations.json", on_emulator(workers))
