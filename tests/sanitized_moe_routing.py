@@ -14,7 +14,7 @@ for num_tokens, num_experts, top_k in ((7, 20, 3), (33, 256, 8), (5, 500, 16), (
         routing(logits.bfloat16(), top_k, scoring="sigmoid", bias=bias, n_group=4, topk_group=3)
     outputs = new_outputs(num_tokens, top_k, logits.device)
     arguments = (logits, None, *outputs, num_tokens, num_experts, top_k, 0, 1, 1, 1, 2, 1.0)
-    cuda.compile(FILE, _instance(logits.dtype, num_experts, "SHUFFLES")).launch(-(-num_tokens // 4), 128, arguments)
+    cuda.compile(FILE, _instance(logits.dtype, num_experts, choice="SHUFFLES")).launch(-(-num_tokens // 4), 128, arguments)
     ids[0, 0] = num_experts
     for blocks in (1, 3):
         dispatch(ids, num_experts, 16, blocks=blocks)

@@ -191,7 +191,7 @@ def test_routing_in_other_orders(options):
 def test_choosing_by_shuffles_is_the_same_function(num_experts, top_k):
     logits = hostile_logits(9, num_experts)
     outputs = routing_module.new_outputs(9, top_k, logits.device)
-    name = routing_module._instance(torch.float32, num_experts, "SHUFFLES")
+    name = routing_module._instance(torch.float32, num_experts, choice="SHUFFLES")
     arguments = (logits, None, *outputs, 9, num_experts, top_k, 0, 1, 1, 1, 2, 1.0)
     cuda.compile(routing_module.FILE, name).launch(3, 128, arguments)
     assert all(torch.equal(a, b) for a, b in zip(outputs, routing(logits, top_k), strict=True))

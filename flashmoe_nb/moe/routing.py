@@ -14,21 +14,22 @@ import torch
 
 from .. import cuda
 
-# %% ../../nbs/60_routing.ipynb #dbeed0d7
+# %% ../../nbs/60_routing.ipynb #65bb4838
 FILE = "moe/60_routing.cu"
 LOGITS = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 MAX_EXPERTS, MAX_TOP_K, MAX_GROUPS = 512, 32, 32
-PER_LANE = (1, 2, 4, 8, 16)
+PER_LANE = (2, 4, 8, 16)
 TOKENS_OF_A_BLOCK, BALANCE_WARPS, BALANCE_BLOCKS = 4, 8, 132
 
-def _instance(dtype: torch.dtype, num_experts: int, choice: str = "") -> str:
+def _instance(dtype: torch.dtype, num_experts: int, key: str = "LOGIT", choice: str = "CHAMPIONS") -> str:
     per_lane = next(n for n in PER_LANE if 32 * n >= num_experts)
-    return f"route_kernel<Config<{LOGITS[dtype]}, {per_lane}{choice and ', Choice::' + choice}>>"
+    ways = "" if (key, choice) == ("LOGIT", "CHAMPIONS") else f", Key::{key}" + (choice != "CHAMPIONS") * f", Choice::{choice}"
+    return f"route_kernel<Config<{LOGITS[dtype]}, {per_lane}{ways}>>"
 
 def instances() -> list[tuple[str, str]]:
     "Every `(file, instance)` this step can launch."
-    routes = [_instance(dtype, 32 * n) for dtype in LOGITS for n in PER_LANE]
-    compared = [_instance(torch.float32, 32 * n, "SHUFFLES") for n in PER_LANE]
+    routes = [_instance(dtype, 32 * n, key) for dtype in LOGITS for n in PER_LANE for key in ("LOGIT", "SCORE")]
+    compared = [_instance(torch.float32, 32 * n, choice="SHUFFLES") for n in PER_LANE]
     sums = [f"balance_sums_kernel<{name}>" for name in LOGITS.values()]
     return [(FILE, name) for name in (*routes, *compared, *sums, "balance_loss_kernel")]
 
@@ -93,14 +94,17 @@ def load_balance_loss(logits, topk_ids, *, scoring: str = "softmax") -> torch.Te
     cuda.compile(FILE, "balance_loss_kernel").launch(1, MAX_EXPERTS, (sums, counts, loss, blocks, num_tokens, num_experts, top_k))
     return loss
 
-# %% ../../nbs/60_routing.ipynb #1b2bf6f9
+# %% ../../nbs/60_routing.ipynb #12e8707a
 @functools.lru_cache(maxsize=1024)
-def _launch(device, dtype, num_tokens: int, num_experts: int, top_k: int, has_bias: bool, *settings):
+def _launch(device, dtype, num_tokens: int, num_experts: int, top_k: int, has_bias: bool, is_sigmoid: int, renormalize: int,
+            n_group: int, *more):
     "The launch for these sizes and settings: a function of logits, bias, topk_weights and topk_ids."
     def one(dtype): return torch.empty(1, dtype=dtype, device=device)
     bias = one(torch.float32) if has_bias else None
-    arguments = (one(dtype), bias, one(torch.float32), one(torch.int32), num_tokens, num_experts, top_k, *settings)
-    return cuda.compile(FILE, _instance(dtype, num_experts)).prepare(
+    arguments = (one(dtype), bias, one(torch.float32), one(torch.int32), num_tokens, num_experts, top_k, is_sigmoid,
+                 renormalize, n_group, *more)
+    key = "SCORE" if has_bias or n_group > 1 else "LOGIT"
+    return cuda.compile(FILE, _instance(dtype, num_experts, key)).prepare(
         -(-num_tokens // TOKENS_OF_A_BLOCK), 32 * TOKENS_OF_A_BLOCK, arguments, dependent=True)
 
 # %% ../../nbs/60_routing.ipynb #3eb4dbd3

@@ -10,10 +10,13 @@
 
 enum class Choice { CHAMPIONS, SHUFFLES };
 
-template <class Logit_, int PER_LANE_, Choice CHOICE_ = Choice::CHAMPIONS>
+enum class Key { LOGIT, SCORE };  // what the choice goes by; SCORE allows for a bias and for groups
+
+template <class Logit_, int PER_LANE_, Key KEY_ = Key::LOGIT, Choice CHOICE_ = Choice::CHAMPIONS>
 struct Config {
     using Logit = Logit_;
     static constexpr int PER_LANE = PER_LANE_;    // neighbouring experts in a lane's share
+    static constexpr Key KEY = KEY_;
     static constexpr Choice CHOICE = CHOICE_;
     static constexpr int EXPERTS = 32 * PER_LANE; // num_experts, or a little more
     static constexpr int WARPS = 4;               // tokens of a block
@@ -22,7 +25,8 @@ struct Config {
 
 template <class C>
 struct SharedStorage {
-    alignas(16) uint32_t rank[C::WARPS][C::EXPERTS];  // of a token's experts; 0: taken, or not there
+    alignas(16) uint32_t rank[C::WARPS][C::EXPERTS];  // of a token's experts; 0: taken
+    int chosen[C::WARPS][32];
 };
 
 constexpr float LOG2E = 1.44269504f;
@@ -30,10 +34,10 @@ constexpr unsigned ALL = ~0u;  // lanes
 
 __device__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-// Unsigned integers in the order of the floats. NaN ranks with -inf, -0 with 0; nothing ranks as low as 0, "taken".
+// Unsigned integers in the order of the floats. NaN ranks with -inf, -0 with 0; nothing ranks as low as 0: "taken".
 __device__ uint32_t rank_of(float x) {
-    const uint32_t bits = __float_as_uint(isnan(x) ? minus_infinity() : x + 0.f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+    const uint32_t bits = __float_as_uint(fmaxf(x + 0.f, minus_infinity()));  // fmaxf gives the number, not the NaN
+    return bits ^ (uint32_t(int(bits) >> 31) | 0x80000000u);                  // negative: all bits flip; else the sign
 }
 
 __device__ float value_of(uint32_t rank) { return __uint_as_float(rank >> 31 ? rank ^ 0x80000000u : ~rank); }
@@ -56,22 +60,29 @@ struct Softmax {
 
 __device__ float sigmoid(float logit) { return ptx::rcp(1.f + ptx::ex2(-logit * LOG2E)); }
 
-// Lanes hold the logits of experts lane, lane + 32, ...
+// Lanes hold the logits of experts lane, lane + 32, ..., and -inf behind the last.
 template <class C>
-__device__ Softmax softmax_of(const float (&logits)[C::PER_LANE], int num_experts) {
+__device__ Softmax softmax_of(const float (&logits)[C::PER_LANE]) {
     float largest = minus_infinity(), sum = 0.f;
     for (int i = 0; i < C::PER_LANE; ++i) largest = fmaxf(largest, logits[i]);  // skips NaN; the sum does not
     Softmax softmax = {largest_of_warp(largest) * LOG2E, 1.f};
-    for (int i = 0; i < C::PER_LANE; ++i)
-        if (int(threadIdx.x % 32) + 32 * i < num_experts) sum += softmax.score(logits[i]);
-    softmax.scale = 1.f / sum_over_warp(sum);
+    for (int i = 0; i < C::PER_LANE; ++i) sum += softmax.score(logits[i]);
+    softmax.scale = ptx::rcp(sum_over_warp(sum));
     return softmax;
+}
+
+// Where weights are renormalised any shift and scale will do, as long as NaN stays NaN.
+template <class C>
+__device__ Softmax any_softmax_of(const float (&logits)[C::PER_LANE]) {
+    bool has_nan = false;
+    for (int i = 0; i < C::PER_LANE; ++i) has_nan |= isnan(logits[i]);
+    return {0.f, __any_sync(ALL, has_nan) ? minus_infinity() - minus_infinity() : 1.f};
 }
 
 // Ranks of a token's experts, into s_rank. Returns what its softmax needs.
 template <class C>
 __device__ Softmax rank_experts(const typename C::Logit* logits, const float* bias, uint32_t* s_rank, int num_experts,
-                                bool is_sigmoid, bool by_score) {
+                                bool is_sigmoid, bool renormalize) {
     const int lane_idx = threadIdx.x % 32;
     float r_logits[C::PER_LANE];
 #pragma unroll
@@ -79,15 +90,18 @@ __device__ Softmax rank_experts(const typename C::Logit* logits, const float* bi
         const int expert = lane_idx + 32 * i;
         r_logits[i] = expert < num_experts ? float(logits[expert]) : minus_infinity();
     }
-    Softmax softmax = {0.f, 1.f};
-    if (!is_sigmoid) softmax = softmax_of<C>(r_logits, num_experts);
+    constexpr bool BY_SCORE = C::KEY == Key::SCORE;
+    const bool sums = !is_sigmoid && (BY_SCORE || !renormalize);
+    const Softmax softmax = sums ? softmax_of<C>(r_logits) : any_softmax_of<C>(r_logits);
 #pragma unroll
     for (int i = 0; i < C::PER_LANE; ++i) {
         const int expert = lane_idx + 32 * i;
         float key = r_logits[i];
-        if (by_score) key = is_sigmoid ? sigmoid(key) : softmax.score(key);
-        if (bias && expert < num_experts) key += bias[expert];
-        s_rank[expert] = expert < num_experts ? rank_of(key) : 0;
+        if (BY_SCORE && expert < num_experts) {
+            key = is_sigmoid ? sigmoid(key) : softmax.score(key);
+            if (bias) key += bias[expert];
+        }
+        s_rank[expert] = rank_of(key);
     }
     __syncwarp();  // from here on lanes read each other's ranks
     return softmax;
@@ -99,6 +113,7 @@ __device__ void keep_best_groups(uint32_t* s_rank, int num_experts, int n_group,
     uint32_t group_rank = 0;  // lane g: of group g
     for (int group = 0; group < n_group; ++group) {
         uint32_t first = 0, second = 0;  // the two best that this lane has seen
+#pragma unroll 1
         for (int i = lane_idx; i < size; i += 32) {
             const uint32_t rank = s_rank[group * size + i];
             second = max(second, min(first, rank));
@@ -118,6 +133,7 @@ __device__ void keep_best_groups(uint32_t* s_rank, int num_experts, int n_group,
         kept |= 1u << group;
         if (lane_idx == group) group_rank = 0;
     }
+#pragma unroll 1
     for (int expert = lane_idx; expert < num_experts; expert += 32)
         if (!(kept >> expert / size & 1)) s_rank[expert] = 0;
     __syncwarp();  // a lane's share is crossed out by other lanes
@@ -156,43 +172,45 @@ __device__ int choose_by_shuffles(const uint32_t* s_rank, int top_k) {
 
 // Lane j returns the j-th choice. s_rank is used up.
 template <class C>
-__device__ int choose_by_champions(uint32_t* s_rank, int top_k) {
-    const int lane_idx = threadIdx.x % 32, place = lane_idx % C::PER_LANE;
+__device__ int choose_by_champions(uint32_t* s_rank, int* s_chosen, int top_k) {
+    const int lane_idx = threadIdx.x % 32;
+    const unsigned lane_bit = 1u << lane_idx;
     uint32_t champion = 0;  // the best of this lane's share
-    int expert = 0;
 #pragma unroll
-    for (int i = 0; i < C::PER_LANE; ++i) champion = max(champion, s_rank[lane_idx * C::PER_LANE + i]);
+    for (int i = 0; i < C::PER_LANE; ++i) champion = max(champion, s_rank[(31 - lane_idx) * C::PER_LANE + i]);
     for (int choice = 0; choice < top_k; ++choice) {
         const uint32_t best = __reduce_max_sync(ALL, champion);
-        const int owner = first_lane_where(champion == best);
-        uint32_t* s_share = s_rank + owner * C::PER_LANE;
-        uint32_t rank = s_share[place];
-        const int chosen = first_lane_where(rank == best);  // its place, as all lanes below PER_LANE are
-        if (place == chosen) {
-            rank = 0;
-            s_share[place] = 0;
+        const int owner = 31 - __clz(__ballot_sync(ALL, champion == best));
+        const int expert = (31 - owner) * C::PER_LANE + lane_idx;  // which this lane looks at, if it is in the share
+        uint32_t rank = 0;
+        if (lane_idx < C::PER_LANE) rank = s_rank[expert];
+        const unsigned places = __ballot_sync(ALL, rank == best);
+        if (lane_bit == (places & -places)) {
+            s_chosen[choice] = expert;
+            s_rank[expert] = rank = 0;
         }
         const uint32_t next = __reduce_max_sync(ALL, rank);
         if (lane_idx == owner) champion = next;
-        if (lane_idx == choice) expert = owner * C::PER_LANE + chosen;
-        __syncwarp();  // the next choice may look at this share again, and must see what was crossed out
+        __syncwarp();  // what was chosen and crossed out is seen by lanes that look at this share again
     }
-    return expert;
+    return s_chosen[lane_idx % top_k];
 }
 
 template <class C>
 __device__ float weight_of(const typename C::Logit* logits, int expert, bool is_chosen, Softmax softmax, bool is_sigmoid,
                            bool renormalize) {
     const float logit = is_chosen ? float(logits[expert]) : minus_infinity();
+    const float largest = renormalize ? largest_of_warp(logit) : 0.f;
     float weight;
     if (is_sigmoid) {
-        const float shift = renormalize ? fminf(0.f, largest_of_warp(logit)) * LOG2E : 0.f;
+        const float shift = fminf(0.f, largest) * LOG2E;
         weight = ptx::rcp(ptx::ex2(shift) + ptx::ex2(shift - logit * LOG2E));
     } else {
+        if (renormalize) softmax.shift = largest * LOG2E;
         weight = softmax.score(logit);
     }
     if (!is_chosen) weight = 0.f;
-    return renormalize ? weight / sum_over_warp(weight) : weight;
+    return renormalize ? weight * ptx::rcp(sum_over_warp(weight)) : weight;
 }
 
 template <class C>
@@ -210,9 +228,10 @@ __global__ void __launch_bounds__(32 * C::WARPS)
     if (token >= num_tokens) return;
     logits += (long long)token * num_experts;
     uint32_t* s_rank = s.rank[warp_idx];
-    const Softmax softmax = rank_experts<C>(logits, bias, s_rank, num_experts, is_sigmoid, bias || n_group > 1);
-    if (n_group > 1) keep_best_groups(s_rank, num_experts, n_group, topk_group, group_best);
-    const int expert = C::CHOICE == Choice::CHAMPIONS ? choose_by_champions<C>(s_rank, top_k)
+    const Softmax softmax = rank_experts<C>(logits, bias, s_rank, num_experts, is_sigmoid, renormalize);
+    if (C::KEY == Key::SCORE && n_group > 1)
+        keep_best_groups(s_rank, num_experts, n_group, topk_group, group_best);
+    const int expert = C::CHOICE == Choice::CHAMPIONS ? choose_by_champions<C>(s_rank, s.chosen[warp_idx], top_k)
                                                       : choose_by_shuffles<C>(s_rank, top_k);
     const float weight = weight_of<C>(logits, expert, lane_idx < top_k, softmax, is_sigmoid, renormalize);
     if (lane_idx < top_k) {
@@ -240,7 +259,7 @@ __global__ void __launch_bounds__(32 * BALANCE_WARPS)
         for (int e = lane_idx; e < num_experts && !is_sigmoid; e += 32) largest = fmaxf(largest, float(row[e]));
         softmax.shift = largest_of_warp(largest) * LOG2E;
         for (int e = lane_idx; e < num_experts; e += 32) sum += is_sigmoid ? sigmoid(row[e]) : softmax.score(row[e]);
-        softmax.scale = 1.f / sum_over_warp(sum);
+        softmax.scale = ptx::rcp(sum_over_warp(sum));
         for (int e = lane_idx; e < num_experts; e += 32)
             s_sum[warp_idx][e] += is_sigmoid ? sigmoid(row[e]) * softmax.scale : softmax.score(row[e]);
         if (lane_idx < top_k) atomicAdd(&s_count[topk_ids[token * top_k + lane_idx]], 1);
