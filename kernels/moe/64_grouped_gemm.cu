@@ -452,6 +452,10 @@ __global__ void __cluster_dims__(C::CLUSTER, 1, 1) __launch_bounds__(C::THREADS,
                         typename C::Element* out, int* counter, int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
     auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
     if (threadIdx.x == 0) initialise(s);
+    if (threadIdx.x == 32) {  // the maps themselves must arrive before the first copy
+        ptx::tma_prefetch_map(&weights_map);
+        if (C::ROWS == CONTIGUOUS) ptx::tma_prefetch_map(&tokens_map);
+    }
     if (C::GATE_UP) ptx::griddep_wait();  // for the offsets; the second GEMM starts when the first one has them
     ptx::griddep_launch_dependents();
     for (int i = threadIdx.x; i <= num_experts; i += C::THREADS) s.block_offsets[i] = block_offsets[i];
