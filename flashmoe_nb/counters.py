@@ -91,7 +91,7 @@ def ncu_counts(metrics: Mapping[str, str] = METRICS) -> dict[str, dict[str, int]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return parse_page(run.stdout if run.returncode == 0 else run.stdout + run.stderr, metrics)
 
-# %% ../nbs/85_counters.ipynb #3bd3d1ec
+# %% ../nbs/85_counters.ipynb #bbdf251d
 def parse_page(text: str, metrics: Mapping[str, str] = METRICS) -> dict[str, dict[str, int]]:
     "The counts in the raw CSV page that `ncu` prints, one line a pattern. Raises `ValueError` if lines are missing."
     lines = list(csv.DictReader(io.StringIO("\n".join(line for line in text.splitlines() if line.startswith('"')))))[1:]
@@ -100,7 +100,7 @@ def parse_page(text: str, metrics: Mapping[str, str] = METRICS) -> dict[str, dic
     return {pattern: {name: number(line[metric]) for name, metric in metrics.items() if line.get(metric)}
             for pattern, line in zip(PATTERNS, lines, strict=True)}
 
-def bench_counters() -> list[dict]:
+def bench_counters(quick: bool = False) -> list[dict]:
     "Both counts of every pattern: rows of `emulator_vs_ncu.json`."
     on_chip = ncu_counts()
     return [dict(kernel=pattern, metric=metric, emulator=count, ncu=on_chip[pattern][metric])

@@ -159,11 +159,10 @@ def kernel_files() -> list[str]:
 
 
 def runs_of(path: str) -> list:
-    "The runs of a kernel file; of a header, those of the first files that include it."
+    "The runs of a kernel file; of a header, two of each file that includes it, directly or through another header."
     if path in RUNS:
         return RUNS[path]
-    users = [user for user in RUNS if f'"{path}"' in (cuda.KERNELS / user).read_text()]
-    return [run for user in users[:2] for run in RUNS[user]]
+    return [run for user, runs in RUNS.items() if path in cuda.read_source(user).headers for run in runs[:2]]
 
 
 def every_mutant() -> list[Mutant]:
@@ -240,7 +239,7 @@ def timed_look(mutant: Mutant, right: list) -> tuple[str, str, str, float]:
     return *look_at(mutant, right), time.perf_counter() - began
 
 
-def judge(chosen, workers: int = 1, seconds: int = 60):
+def judge(chosen, workers: int = 1, seconds: int = 120):
     "Yields every mutant with what `look_at` says of it, `workers` at a time."
     right, running, waiting = {}, [], list(chosen)
     while waiting or running:
