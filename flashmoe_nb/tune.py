@@ -110,10 +110,10 @@ def tune_shape(step: Tunable, shape, *, samples: int = 15, warmup: int = 3, devi
     return dict(step=step.name, key=dict(head_dim=shape.head_dim, causal=shape.causal), near=dict(seqlen=shape.seqlen),
                 choice=tiles[chosen]._asdict(), median_ms=medians)
 
-# %% ../nbs/89_tune.ipynb #1170db87
+# %% ../nbs/89_tune.ipynb #fd3bfd5e
 def _candidate_instances(name: str) -> list[tuple[str, str]]:
-    "What a step's candidates launch in bf16, if it can list that: `candidate_instances()`; else they compile when first called."
-    listed = getattr(importlib.import_module(f"flashmoe_nb.attention.{name}"), "candidate_instances", list)()
+    "What a step's candidates launch in bf16, as far as its `instances()` list it; others compile when they are first called."
+    listed = importlib.import_module(f"flashmoe_nb.attention.{name}").instances()
     return [(path, instance) for path, instance in listed if "__half" not in instance]
 
 def tune(steps: Iterable[str] | None = None, *, shapes=None, samples: int = 15) -> list[dict]:
