@@ -8,7 +8,7 @@ import transformers
 from transformers.integrations.moe import ExpertsInterface
 
 from flashmoe_nb import reference
-from flashmoe_nb.integrations.transformers import NAME, refusal, register, tokens_per_second
+from flashmoe_nb.integrations.transformers import NAME, make_model, refusal, register, time_model, tokens_per_second
 
 SIZES = dict(hidden_size=64, num_hidden_layers=2, vocab_size=50, num_attention_heads=2, num_key_value_heads=1)
 SIZES["initializer_range"] = 0.125
@@ -73,12 +73,15 @@ def test_logits_on_a_gpu(family):
     check_model(model, torch.randint(1000, (3, 200), device="cuda"))
 
 
-@pytest.mark.gpu
-def test_speed_is_measured():
-    model = make("qwen3_moe", "cuda", num_hidden_layers=2, **LARGE, **LARGE_FAMILIES["qwen3_moe"])
+@pytest.mark.parametrize("device", ("cpu", pytest.param("cuda", marks=pytest.mark.gpu)))
+def test_speed_is_measured(device):
     register()
-    speeds = tokens_per_second(model, [torch.randint(1000, (1, 512), device="cuda") for _ in range(3)])
-    assert list(speeds) == ["eager", "grouped_mm", NAME] and speeds[NAME] > speeds["eager"]
+    model = make_model("qwen3", tiny=device == "cpu", device=device)
+    inputs = [torch.randint(100, (1, 5 if device == "cpu" else 512), device=device) for _ in range(3)]
+    timings = time_model(model, inputs, ("eager", NAME), samples=2, rounds=2)
+    speeds = tokens_per_second(timings, inputs)
+    assert list(speeds) == ["eager", NAME] and all(len(timing.samples_ms) == 4 for timing in timings.values())
+    assert device == "cpu" or speeds[NAME] > speeds["eager"]
 
 
 def test_what_the_kernels_cannot_do_is_refused():
