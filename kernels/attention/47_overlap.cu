@@ -4,7 +4,7 @@
 // Step 47, overlap and persistence: attention for Hopper's tensor cores.
 // A producer thread fills rings of tiles by TMA; consumer warpgroups own 64 queries each, compute scores and
 // weights in registers, and keep both products in flight under the softmax; a third role writes outputs by TMA.
-// Grid: persistent, tiles of queries are handed out by a counter. Builds on step 20 and common/ptx.
+// Grid: persistent, tiles of queries are handed out by a counter. Builds on steps 42 to 46.
 #include "common/hopper_tiles.cuh"
 #include "common/ptx/barrier.h"
 #include "common/wgmma_tile.cuh"
