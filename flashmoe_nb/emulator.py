@@ -349,7 +349,7 @@ def _error(kind: str, text: str, name: str, source: Source, signature: tuple[str
     kinds = {c.__name__: c for c in EmulatorError.__subclasses__()}
     return kinds.get(kind, EmulatorError)(f"{name}: {text}", located(first) if first else None)
 
-# %% ../nbs/06_emulator.ipynb #429a84eb
+# %% ../nbs/06_emulator.ipynb #98540c9a
 class Event(NamedTuple):
     "One line of a trace. `what` is \"run\", \"wait\" or \"exit\"; a wait has an object and a place."
     step: int
@@ -365,6 +365,7 @@ class Place(NamedTuple):
     line: int
     label: str
 
+# %% ../nbs/06_emulator.ipynb #2b4a02b1
 class Access(NamedTuple):
     """What one load, store or atomic of the source cost, over the whole launch. `space`: "shared" or "global"; `width`: bytes
     of a lane (0: rows of a TMA tile); `requests`: instructions of a warp; `lanes`: active ones, in all of them.
@@ -381,6 +382,7 @@ class Access(NamedTuple):
     sectors: int
     ideal_sectors: int
 
+# %% ../nbs/06_emulator.ipynb #8e989b06
 class Side(NamedTuple):
     "One of the two accesses of a race: what happens, where, and which threads do it."
     what: str
@@ -402,6 +404,7 @@ class Race(NamedTuple):
                           for s in (self.first, self.second))
         return f"{self.kind}, {self.where}, block {self.block}, {self.count:,} times\n{sides}"
 
+# %% ../nbs/06_emulator.ipynb #89576820
 class Wait(NamedTuple):
     "A place where a warp waits: how often, how often somebody had to come first, and for how many steps of a timeline in all."
     place: Place
@@ -424,6 +427,7 @@ class Meet(NamedTuple):
     end: int
     by: int
 
+# %% ../nbs/06_emulator.ipynb #c06444de
 @dataclass
 class Report:
     """What a checked or traced launch saw. `accesses`: checked ones, to global and shared memory;
@@ -444,6 +448,7 @@ class Report:
         races = f"{len(self.races)} race{'s' * (len(self.races) > 1)}" if self.races else "no error"
         return f"Report({self.kernel}: {races}; {counts}; {self.seconds:.2f} s)"
 
+# %% ../nbs/06_emulator.ipynb #887d81cd
 def _events(trace: str, source: Source) -> list[Event]:
     events = []
     def located(match) -> str: return source.locate(match[1], int(match[2]))
@@ -453,7 +458,7 @@ def _events(trace: str, source: Source) -> list[Event]:
         events.append(Event(int(step), int(block), int(thread), what, name, _PLACE.sub(located, place)))
     return events
 
-# %% ../nbs/06_emulator.ipynb #1e2537b1
+# %% ../nbs/06_emulator.ipynb #7d00cb02
 _VERBS = {"thread": ("reads", "writes"), "atomic": ("updates", "updates"), "cp_async": ("cp.async reads", "cp.async writes"),
           "tma_load": ("tma_load reads", "tma_load writes"), "tma_store": ("tma_store reads", "tma_store writes"),
           "wgmma": ("wgmma reads", "wgmma writes")}
@@ -465,6 +470,7 @@ def _place(text: str, source: Source) -> Place:
     file, line = match[1], int(match[2])
     return Place(file, line, source.locate(file, line))
 
+# %% ../nbs/06_emulator.ipynb #9d6f11c8
 def _ranges(bits: int) -> str:
     "The numbers of the set bits: 0-3, 7."
     runs, numbers = [], [i for i in range(32) if bits >> i & 1]
@@ -481,6 +487,7 @@ def _side(fields: list[str], source: Source) -> Side:
     else: threads = f"warp {warp}, lane{'s' * (bits.bit_count() > 1)} {_ranges(bits)}"
     return Side(what, _place(place, source), threads)
 
+# %% ../nbs/06_emulator.ipynb #146960db
 def _access(f, source): return Access(_place(f[0], source), f[1], f[2], *map(int, f[3:]))
 def _race(f, source): return Race(f[0], _side(f[4:10], source), _side(f[10:], source), f[2], int(f[1]), int(f[3]))
 def _wait(f, source): return Wait(_place(f[0], source), int(f[1]), f[2], *map(int, f[3:]))
@@ -502,7 +509,7 @@ for name, rows in {"traffic": _rows("A", _access, "What each load, store and ato
     setattr(Report, name, rows)
     rows.__set_name__(Report, name)
 
-# %% ../nbs/06_emulator.ipynb #11585245
+# %% ../nbs/06_emulator.ipynb #bd9c98ca
 @dataclass
 class Line:
     "One line of the source, with everything that was seen there."
@@ -519,12 +526,15 @@ class Line:
     races: int = 0
 
     @property
+    def number(self) -> str: return self.place.label.rpartition(":")[2].rpartition(" ")[2]      # in its cell or file
+    @property
     def shared(self) -> float: return self.wavefronts / max(self.ideal_wavefronts, 1)
     @property
     def sectored(self) -> float: return self.sectors / max(self.ideal_sectors, 1)
     @property
     def active(self) -> float: return self.lanes / max(32 * self.requests, 1)
 
+# %% ../nbs/06_emulator.ipynb #c334dba4
 def _lines(report: Report) -> list[Line]:
     "The lines of the source at which something was seen, in the order of their files."
     found: dict[Place, Line] = {}
@@ -544,7 +554,7 @@ def _lines(report: Report) -> list[Line]:
 Report.lines = functools.cached_property(_lines)
 Report.lines.__set_name__(Report, "lines")
 
-# %% ../nbs/06_emulator.ipynb #3b49c9fd
+# %% ../nbs/06_emulator.ipynb #6227423f
 def _verdict(report: Report) -> str:
     "One or two sentences: the races, else the line that wastes most."
     if report.races: return "\n".join(map(str, report.races))
@@ -556,17 +566,19 @@ def _verdict(report: Report) -> str:
               (worst.sectors, worst.ideal_sectors, "sectors of global memory")) if got > ideal]
     return f"Worst line, {worst.place.label}: {' and '.join(parts)}."
 
+# %% ../nbs/06_emulator.ipynb #e9304489
+Report.verdict = property(_verdict)
+
 def _cells(line: Line) -> tuple[str, ...]:
     "What a table says of a line: shared and global traffic as multiples of the ideal, active lanes, waits that held."
     return (f"{line.shared:.3g}x" if line.wavefronts else "", f"{line.sectored:.3g}x" if line.sectors else "",
             f"{line.active:.0%}" if line.requests else "", f"{line.held:,} of {line.waits:,}" if line.waits else "")
 
-Report.verdict = property(_verdict)
 _HEAD = ("shared", "global", "lanes", "held", "line")
 
 def _text(report: Report) -> str:
     "The report for a terminal."
-    rows = [(*_cells(line), str(line.place.line)) for line in report.lines]
+    rows = [(*_cells(line), line.number) for line in report.lines]
     widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
     def joined(row) -> str: return "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
     parts, file = [repr(report), joined(_HEAD)], report.source.path
@@ -577,7 +589,7 @@ def _text(report: Report) -> str:
 
 Report.__str__ = _text
 
-# %% ../nbs/06_emulator.ipynb #7540732a
+# %% ../nbs/06_emulator.ipynb #e41c5bd6
 _HOT = "rgba(194,80,79,{:.2f})"
 
 def _heat(ratio: float) -> str:
@@ -590,12 +602,13 @@ def _row_html(line: Line) -> str:
     left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>'
                    for cell, heat in zip(cells, heats, strict=True))
     code = html.escape(line.text) or " "
-    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.place.line}</td><td><code>{code}</code></td></tr>'
+    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.number}</td><td><code>{code}</code></td></tr>'
 
+# %% ../nbs/06_emulator.ipynb #2499c8d2
 def _report_html(report: Report) -> str:
     "The kernel's own lines with a strip of heat beside each."
-    titles = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise", "active lanes",
-              "waits of warps that were held, of all", "line of the file")
+    titles = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise",
+              "active lanes", "waits of warps that were held, of all", "line of the cell or file")
     head = "".join(f'<th style="text-align:right;padding:0 .6em" title="{title}">{name}</th>'
                    for name, title in zip(_HEAD, titles, strict=True))
     body, file = [], report.source.path
@@ -616,12 +629,13 @@ def _bundle(report: Report, include=None, exclude=None) -> dict:
 
 Report._repr_mimebundle_ = _bundle
 
-# %% ../nbs/06_emulator.ipynb #15403a15
+# %% ../nbs/06_emulator.ipynb #9613ac13
 def _timeline(report: Report, first: int = 0, last: int | None = None):
     "Warps of block 0 over steps of cause and effect: bars are waits, dots arrivals and starts; thin lines lead to who came last."
     from flashmoe_nb import plots
     meets = [m for m in report.meets if m.start >= first and (last is None or m.end <= last)]
-    fig = plots.figure(x="meetings along the longest chain (not time)", y="", height=90 + 34 * len({m.warp for m in meets}))
+    fig = plots.figure(x="accesses and meetings along the longest chain (not time)", y="",
+                       height=90 + 34 * len({m.warp for m in meets}))
     held = [m for m in meets if m.what == "wait" and m.end > m.start]
     hover = "%{y}, %{customdata}<extra></extra>"
     def words(m: Meet) -> str:

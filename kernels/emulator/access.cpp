@@ -88,6 +88,7 @@ static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes
         for (size_t done = 0; done < bytes; done += 16)
             block.counts.note(me.warp, me.lane, Space::shared, address + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
     if (!me.order) return;
+    ++me.order->step;
     RaceCheck& check = *block.cluster->races;
     if (kind == Access::read) check.read(me, owner, address, unsigned(bytes), site);
     else check.write(me, owner, address, unsigned(bytes), site, kind == Access::atomic ? Toucher::atomic : Toucher::thread);
@@ -96,6 +97,7 @@ static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes
 static void watch_global(Block& block, const void* p, size_t bytes, Access kind, Site site) {
     if (!block.counting) return;
     const Fiber& me = *worker->current;
+    if (me.order) ++me.order->step;
     for (size_t done = 0; done < bytes; done += 16)
         block.counts.note(me.warp, me.lane, Space::global, uint64_t(p) + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
 }

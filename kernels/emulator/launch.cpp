@@ -112,7 +112,11 @@ void met(Block& block, unsigned warp, uint32_t lanes) {
     if (lanes != (w.present & ~w.exited)) return;
     block.counts.meet(warp);
     if (!block.cluster->races) return;
-    for (; lanes; lanes &= lanes - 1) ++block.fibers[warp * 32 + unsigned(__builtin_ctz(lanes))].order->exchanges;
+    for (; lanes; lanes &= lanes - 1) {
+        ThreadOrder& order = *block.fibers[warp * 32 + unsigned(__builtin_ctz(lanes))].order;
+        ++order.exchanges;
+        ++order.step;
+    }
 }
 
 static void merge_races(std::map<std::string, FoundRace>& all, const RaceCheck& races) {

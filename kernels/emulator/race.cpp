@@ -267,8 +267,9 @@ void RaceCheck::report(const char* kind, const Touch& first, bool first_writes, 
         if (race.second.row == second.row) race.second.lanes |= second.lanes;
         return;
     }
-    race = {kind, first, second, first_writes, second_writes, describe_address(owner.shared.pointer(address)), 4, owner.rank,
-            owner.number, 1};
+    std::string where = describe_address(block().shared.pointer(address));
+    if (&owner != &block()) where += " of block " + std::to_string(owner.rank) + " of the cluster";
+    race = {kind, first, second, first_writes, second_writes, where, owner.number, 1};
 }
 
 }  // namespace emu

@@ -28,7 +28,6 @@ struct FoundRace {
     Touch first, second;
     bool first_writes, second_writes;
     std::string where;                  // in shared memory
-    unsigned bytes, rank;
     long block;
     uint64_t count = 0;
 };

@@ -1,7 +1,7 @@
 // Who waited for whom: meetings of warps in the order of cause and effect. Used by check "race".
 //
-// The axis is no time. A meeting comes one step after the last of those it had to wait for, and after the warp's own
-// previous one; so the picture is the same under every schedule.
+// The axis is no time. Every access and every meeting is a step, and a meeting comes one step after the last of those it had
+// to wait for; so the picture is the same under every schedule.
 #pragma once
 #include "runtime.h"
 #include <map>
