@@ -12,7 +12,7 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'first_calls', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite', 'Elsewhere', 'suite_exists',
            'SuiteFailed', 'run_bench']
 
-# %% ../nbs/04_bench.ipynb #8d081dc4
+# %% ../nbs/04_bench.ipynb #5d86cbdf
 import gc
 import importlib
 import json
@@ -25,13 +25,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -441,22 +439,31 @@ def right_ones(implementations: Mapping[str, Callable], inputs: Sequence[Tensor]
     seconds = usable(implementations, *inputs, errors=errors, at=at)
     return {name: time for name, time in seconds.items() if _is_right(name, implementations[name], *inputs, causal)}
 
-# %% ../nbs/04_bench.ipynb #aaf6c1aa
-def _compile_one(job: tuple[str, str, str]):
-    path, name, architecture = job
-    cuda.compile_cubin(cuda.read_source(path), name, architecture)
+# %% ../nbs/04_bench.ipynb #29ca8851
+_COMPILE = """import json, sys
+from flashmoe_nb import cuda
+for path, name, architecture in json.load(sys.stdin): cuda.compile_cubin(cuda.read_source(path), name, architecture)"""
 
-def precompile(instances: Iterable[tuple[str, str]], workers: int | None = None) -> int:
-    """Fill the disk cache with kernel instances `(file, instance)` for this machine's GPU, in parallel: how many there were.
+def precompile(instances: Iterable[tuple[str, str]], workers: int | None = None, capability: tuple[int, int] | None = None) -> int:
+    """Fill the disk cache with kernel instances `(file, instance)` in parallel; returns how many there were.
 
-    Raises `CompileError` for one that does not compile; skips files that are not written for the chip."""
-    jobs, capability = set(), torch.cuda.get_device_capability()
+    They are compiled for `capability`, by default that of this machine's GPU. Files that are not written for it, or that
+    only this process knows, are skipped. Raises `RuntimeError` with what a compiler said."""
+    capability, jobs = capability or torch.cuda.get_device_capability(), set()
     for path, name in instances:
-        try: jobs.add((path, name, cuda.target(capability, cuda.read_source(path).architectures)))
+        try: architecture = cuda.target(capability, cuda.read_source(path).architectures)
         except NotImplementedError: continue
-    if not jobs: return 0
-    with ProcessPoolExecutor(workers or min(len(jobs), os.cpu_count() or 1), mp_context=get_context("spawn")) as processes:
-        list(processes.map(_compile_one, sorted(jobs)))
+        if (cuda.KERNELS / path).is_file(): jobs.add((path, name, architecture))
+    jobs, workers = sorted(jobs), workers or os.cpu_count() or 1
+    shares = [json.dumps(jobs[i::workers]) for i in range(min(workers, len(jobs)))]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    processes = [subprocess.Popen([sys.executable, "-c", _COMPILE], **pipes) for _ in shares]
+    for process, share in zip(processes, shares, strict=True):      # all get their work before one is waited for
+        process.stdin.write(share)
+        process.stdin.close()
+    said = [process.stderr.read() for process in processes]
+    failed = [text for process, text in zip(processes, said, strict=True) if process.wait()]
+    if failed: raise RuntimeError(f"compiling failed:\n{failed[0][-3000:]}")
     return len(jobs)
 
 def step_instances(package: str, words: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -675,7 +682,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #8508985c
+# %% ../nbs/04_bench.ipynb #93c3e33e
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -690,8 +697,6 @@ SUITES = {
     "moe": Suite("moe_forward", "the expert layer beside torch, transformers and Triton",
                  Elsewhere("flashmoe_nb.moe_bench", "bench_moe")),
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
-    "moe_kernels": Suite("moe_kernels", "when each kernel of the expert layer runs",
-                         Elsewhere("flashmoe_nb.moe.fused_layer", "bench_kernels")),
     "models": Suite("moe_models", "tokens per second of transformers' models, their experts and ours",
                     Elsewhere("flashmoe_nb.integrations.transformers", "bench_models")),
     "host": Suite("host_overhead", "what a call costs the host, and the first call", bench_host),
