@@ -744,7 +744,7 @@ def _built(self: Kernel, check: tuple[str, ...]):
 
 Kernel._load, Kernel._built = _load, _built
 
-# %% ../nbs/00_cuda.ipynb #bb64d352
+# %% ../nbs/00_cuda.ipynb #abdaaaae
 class Prepared:
     """A launch of fixed shape, numbers and layouts, made by `Kernel.prepare`, for tensors that change.
 
@@ -768,7 +768,8 @@ class Prepared:
         for i, layout in self.layouts.items(): self.args[i] = layout.encoded or _encode(args[i])
         self.pointers = [(j, launcher.offsets[i] // 8) for j, i in enumerate(self.slots) if i not in self.layouts]
         self.maps = [(j, launcher.offsets[i]) for j, i in enumerate(self.slots) if i in self.layouts]
-        self.launcher, self.calls, self.seen = launcher, _PerThread(self._pack), _generation
+        self.launcher, self.seen = launcher, _generation
+        self.calls = _PerThread(self._pack)
 
     def _pack(self) -> _Call:
         call = self.launcher.new_call()
