@@ -481,6 +481,10 @@ def test_an_error_of_a_step_stops_the_table():
 
     with pytest.raises(RuntimeError, match="does not compile"):
         bench.bench_attention(dict(broken=broken), [bench.AttentionShape(1, 1, 8, 32, False)], device="cpu", progress=False)
+    steps = dict(broken=broken, exact=exact)
+    rows = bench.bench_attention(steps, [bench.AttentionShape(1, 1, 8, 32, False)], device="cpu", progress=False, peers=False,
+                                 samples=3, strict=False)
+    assert [row["impl"] for row in rows] == ["exact"]
 
 
 def test_a_slow_call_gets_fewer_samples():
