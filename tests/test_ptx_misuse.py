@@ -66,6 +66,7 @@ ERRORS = {
     "ACCUMULATORS_WRITTEN": (AsyncMisuse, "accumulators of this WGMMA were written before it was waited for", WGMMA),
     "FRAGMENTS_TOUCHED": (AsyncMisuse, "A fragments were written after the wgmma_fence", "(sum, r, b, true);"),
     "FRAGMENTS_WRITTEN": (AsyncMisuse, "A fragments of the WGMMA at .* were written before", "(sum, r, b);"),
+    "FRAGMENTS_NOT_NAMED": (AsyncMisuse, "A fragments were named in no wgmma_fence", "(sum, r, b, mistake);"),
     "TILE_WRITTEN": (AsyncMisuse, "shared memory that this WGMMA reads was written", WGMMA),
     "TILE_REFILLED": (AsyncMisuse, "tma_load writes .* that the wgmma .* still reads", "== TILE_REFILLED"),
     "MISSING_WARP": (emulator.Diverged, "wgmma needs all 128 threads of warps 0-3", WGMMA),

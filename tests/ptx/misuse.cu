@@ -16,7 +16,7 @@ enum Mistake {
     INIT_TWICE, BARRIER_OVERWRITTEN, BAD_PARITY, NO_WGMMA_FENCE, TOUCHED_AFTER_FENCE, FRAGMENTS_TOUCHED,
     NO_WGMMA_COMMIT, NO_WGMMA_WAIT, WAIT_LEAVES_GROUP, DESCRIPTORS_DIFFER, ACCUMULATORS_READ, ACCUMULATORS_WRITTEN,
     FRAGMENTS_WRITTEN, TILE_WRITTEN, TILE_REFILLED, MISSING_WARP, NOT_A_GROUP_OF_EIGHT, NO_PROXY_FENCE, NO_TMA_COMMIT,
-    NO_TMA_WAIT, STORED_TILE_WRITTEN, SECOND_WGMMA_WITHOUT_FENCE,
+    NO_TMA_WAIT, STORED_TILE_WRITTEN, SECOND_WGMMA_WITHOUT_FENCE, FRAGMENTS_NOT_NAMED,
 };
 
 struct SharedStorage {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(128, 1)
     float sum[16];
     uint32_t r[4] = {0, 0, 0, 0};
     for (int i = 0; i < 16; ++i) sum[i] = 0;
-    if (mistake == FRAGMENTS_WRITTEN) ptx::wgmma_fence(sum);
+    if (mistake == FRAGMENTS_NOT_NAMED) ptx::wgmma_fence(sum);
     else if (mistake != NO_WGMMA_FENCE) ptx::wgmma_fence(sum, r);
     if (mistake == TOUCHED_AFTER_FENCE) sum[0] = 1;
     if (mistake == MISSING_WARP && threadIdx.x >= 96) return;
@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(128, 1)
     if (mistake == DESCRIPTORS_DIFFER && threadIdx.x == 77) a = a + 32;
     if (mistake == NOT_A_GROUP_OF_EIGHT) a = a + 128;
     for (int k = 0; k < 4; ++k) ptx::wgmma_ss<32, __nv_bfloat16>(sum, a + 32 * k, b + 32 * k);
+    if (mistake == FRAGMENTS_NOT_NAMED) ptx::wgmma_rs<32, __nv_bfloat16>(sum, r, b, mistake);
     if (mistake == FRAGMENTS_TOUCHED) {
         r[0] = 0x3f803f80;
         ptx::wgmma_rs<32, __nv_bfloat16>(sum, r, b, true);

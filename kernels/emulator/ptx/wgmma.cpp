@@ -35,11 +35,15 @@ struct Product {
     bool done = false;
 };
 
-// Registers that a thread named in its last fence, and what they held: nobody may write them until they are in use.
+// Registers that a thread named in a fence, and what they held: nobody may write them until they are in use.
 struct HandedOver {
-    const void* registers;
+    const uint8_t* registers;
     std::vector<uint8_t> bytes;
-    bool unchanged() const { return memcmp(registers, bytes.data(), bytes.size()) == 0; }
+    bool holds(const void* p, size_t n) const { return registers <= p && (const uint8_t*)p + n <= registers + bytes.size(); }
+    bool overlaps(const HandedOver& other) const {
+        return registers < other.registers + other.bytes.size() && other.registers < registers + bytes.size();
+    }
+    bool unchanged(const void* p, size_t n) const { return memcmp(p, &bytes[size_t((const uint8_t*)p - registers)], n) == 0; }
 };
 
 // One warpgroup's products in their order, and where its waits stand.
@@ -48,7 +52,7 @@ struct Warpgroup final : Waitable {
     std::map<const float*, Accumulators> accumulators;
     Group open;
     std::deque<Group> groups;
-    std::vector<HandedOver> named[128], handed_over[128];     // for the next fence, and in the last one
+    std::vector<HandedOver> named[128], handed_over[128];     // for the next fence, and in those before
     uint64_t fences = 0, waits = 0, last_fence = 0;      // last_fence: the number of waits before it
     ThreadSet waiting;
     std::vector<InFlight::Handle> read;                  // by products that the current wait has handed back
@@ -197,14 +201,27 @@ static Accumulators& accumulators_of(const Collective& call, Warpgroup& warpgrou
     return d;
 }
 
-static void check_handed_over(const Collective& call, const Warpgroup& warpgroup) {
-    for (unsigned t = 0; t < 128; ++t)
-        for (const HandedOver& h : warpgroup.handed_over[t]) {
-            const ptx::Wgmma& mine = *call.of<ptx::Wgmma>(t);
-            if ((h.registers == mine.r || h.registers == mine.d) && !h.unchanged())
-                fail("AsyncMisuse", call.sites[t], "the %s were written after the wgmma_fence that handed them over",
-                     h.registers == mine.r ? "A fragments" : "accumulators");
-        }
+// The registers of thread t: named in a fence, and not written since. The name is what keeps the compiler from moving a
+// write to the other side of it.
+static void check_named(const Collective& call, const Warpgroup& warpgroup, unsigned t, const void* registers, size_t bytes,
+                        const char* what) {
+    for (const HandedOver& h : warpgroup.handed_over[t]) {
+        if (!h.holds(registers, bytes)) continue;
+        if (h.unchanged(registers, bytes)) return;
+        fail("AsyncMisuse", call.sites[t], "the %s were written after the wgmma_fence that handed them over", what);
+    }
+    fail("AsyncMisuse", call.sites[t], "the %s were named in no wgmma_fence: it may come before what writes them", what);
+}
+
+// Accumulators that go on where the last product left them need no fence.
+static void check_handed_over(const Collective& call, const Warpgroup& warpgroup, const Accumulators& d) {
+    const ptx::Wgmma& first = *call.of<ptx::Wgmma>(0);
+    const bool goes_on = d.under_way || (first.accumulate && d.written_at && holds(d));
+    for (unsigned t = 0; t < 128; ++t) {
+        const ptx::Wgmma& mine = *call.of<ptx::Wgmma>(t);
+        if (mine.r) check_named(call, warpgroup, t, mine.r, 16, "A fragments");
+        if (!goes_on) check_named(call, warpgroup, t, mine.d, unsigned(d.n) / 2 * sizeof(float), "accumulators");
+    }
 }
 
 // Registers may be handed over only behind a fence that comes after the program's last use of them. Their use cannot be
@@ -273,9 +290,6 @@ static void watch(const Collective& call, const Product& p, Warpgroup& warpgroup
 static void take_over(Warpgroup& warpgroup, Accumulators& d, bool accumulate) {
     if (accumulate) gather(d);
     for (unsigned t = 0; t < 128; ++t) {
-        auto& handed_over = warpgroup.handed_over[t];
-        auto is_d = [&](const HandedOver& h) { return h.registers == d.of[t]; };
-        handed_over.erase(std::remove_if(handed_over.begin(), handed_over.end(), is_d), handed_over.end());
         memset(d.of[t], 0xFF, unsigned(d.n) / 2 * sizeof(float));
     }
 }
@@ -286,8 +300,8 @@ static void issue(Collective& call) {
     Warpgroup& warpgroup = warpgroup_of(call);
     Accumulators& d = accumulators_of(call, warpgroup);
     check_fence(call, warpgroup, d);
-    check_handed_over(call, warpgroup);
     check_fragments(call, warpgroup);
+    check_handed_over(call, warpgroup, d);
     auto product = std::make_unique<Product>();
     product->d = &d;
     product->registers = first.r;
@@ -314,7 +328,11 @@ static void fence(Collective& call) {
     ++warpgroup.fences;
     warpgroup.last_fence = warpgroup.waits;
     for (unsigned t = 0; t < 128; ++t) {
-        warpgroup.handed_over[t] = std::move(warpgroup.named[t]);
+        auto& all = warpgroup.handed_over[t];
+        for (HandedOver& h : warpgroup.named[t]) {
+            all.erase(std::remove_if(all.begin(), all.end(), [&](const HandedOver& old) { return old.overlaps(h); }), all.end());
+            all.push_back(std::move(h));
+        }
         warpgroup.named[t].clear();
     }
 }
@@ -384,7 +402,7 @@ namespace ptx {
 
 void wgmma_hand_over(const void* registers, uint32_t bytes) {
     const auto* p = static_cast<const uint8_t*>(registers);
-    block_state<Warpgroups>().of[self().warp / 4].named[self().index % 128].push_back({registers, {p, p + bytes}});
+    block_state<Warpgroups>().of[self().warp / 4].named[self().index % 128].push_back({p, {p, p + bytes}});
 }
 
 void wgmma_fence() { warpgroup_collective("wgmma_fence", fence, nullptr, EMU_SITE); }
