@@ -133,15 +133,16 @@ def mutants(path: str, text: str) -> list[Mutant]:
         found += [Mutant(path, line, call[1], how, text.splitlines()[line - 1].strip(), t) for how, t in texts.items() if t]
     return found
 
-# %% ../nbs/86_mutations.ipynb #e063a334
-GROUPS = ("always on", "wrong output", "race", "init", "time out", "nobody")
+# %% ../nbs/86_mutations.ipynb #484fecb2
+GROUPS = ("always on", "wrong output", "race", "init", "memory", "time out", "nobody")
 
 def group_of(row: Mapping) -> str:
     "Which of `GROUPS` found the mutant of a row of `mutations.json`."
     found = row["caught_by"]
     if not found: return "nobody"
-    if found.startswith("always on"): return "always on"
-    return {"UninitialisedShared": "init", "wrong output": "wrong output", "time out": "time out"}.get(found, "race")
+    if found in ("wrong output", "time out"): return found
+    if found == "UninitialisedShared": return "init"
+    return next((group for group in ("always on", "race") if found.startswith(group)), "memory")
 
 def plot_mutations(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     "For each kernel, how many mutants were found, and by what."

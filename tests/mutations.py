@@ -288,7 +288,7 @@ SURVIVORS = [
     ),
     (
         "47_overlap",
-        "wgmma_fence(r_out, r_p)",
+        "wgmma_fence(r.out, r.weights)",
         "",
         "the fence before it named these registers too; this one keeps the compiler from moving them",
     ),
