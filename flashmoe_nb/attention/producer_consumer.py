@@ -12,7 +12,7 @@ from typing import NamedTuple
 from .problem import DTYPES, check_qkv
 from .tensor_cores import launch_mma
 
-# %% ../../nbs/32_producer_consumer.ipynb #9f025ffa
+# %% ../../nbs/32_producer_consumer.ipynb #849c41c3
 class PairTile(NamedTuple):
     "Sizes of step 32: `BLOCK_M` queries, `BLOCK_N` keys, `head_dim` padded to a multiple of 32, `stages` tiles of K and of V."
     block_m: int
@@ -27,9 +27,10 @@ class PairTile(NamedTuple):
 
 @functools.cache
 def choose_tile(head_dim: int) -> PairTile:
-    "32 rows a warp up to head_dim 64, where a consumer's registers suffice; two stages that fit into 99 KiB."
+    "32 rows a warp up to head_dim 64, where a consumer's registers suffice; as many stages as fit into 99 KiB, at most 4."
     padded = -(-head_dim // 32) * 32
-    return PairTile(128 if padded <= 64 else 64, 64 if padded <= 128 else 32, padded, 2)
+    if padded <= 64: return PairTile(128, 64, padded, 2)
+    return PairTile(64, 32, padded, 4 if padded <= 128 else 2)
 
 # %% ../../nbs/32_producer_consumer.ipynb #32f9cf9c
 STEP = ("attention/32_producer_consumer.cu", "attention_producer_consumer_kernel")

@@ -56,7 +56,14 @@ struct Handoff {
             ptx::bar_sync(barrier, PAIR);
         else
             __syncwarp();
-        if constexpr (C::TIMED == Timed::YES) waited += clock64() - start;
+        if constexpr (C::TIMED == Timed::YES) {
+            // The hardware lets a warp pass a barrier until it needs something: the clock would be read too early. A
+            // store that depends on a load cannot be passed.
+            volatile int* s_word = reinterpret_cast<volatile int*>(smem_raw);
+            const int word = *s_word;
+            if (word == 0x7fc0dead) *s_word = word;
+            waited += clock64() - start;
+        }
     }
     // This thread has written its part of a box, or read it.
     __device__ void report(int barrier) {
@@ -278,7 +285,10 @@ __global__ void __launch_bounds__(BLOCK_THREADS, C::MIN_BLOCKS) attention_roles_
     Handoff<C> handoff;
     const long long start = C::TIMED == Timed::YES ? clock64() : 0;
     if (role == int(Role::MULTIPLY)) {
-        load_tile<C::BLOCK_M>(smem.q, g_q + batch * q_batch + head * q_head + m_start * q_row, q_row, seqlen_q - m_start, head_dim);
+        // Without a tile of keys nothing orders these warps before the correction, which writes its zeros where Q goes.
+        if (num_tiles > 0)
+            load_tile<C::BLOCK_M>(smem.q, g_q + batch * q_batch + head * q_head + m_start * q_row, q_row, seqlen_q - m_start,
+                                  head_dim);
         multiply<C>(smem, handoff, g_k + batch * k_batch + head_k * k_head, k_row, g_v + batch * v_batch + head_k * v_head, v_row,
                     num_tiles, seqlen_k, head_dim);
     } else if (role == int(Role::SOFTMAX)) {
