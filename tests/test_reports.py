@@ -2,12 +2,14 @@
 
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
 from emulated import FOLDER, build, compiler, line  # noqa: F401, the fixture
 
 from flashmoe_nb import cuda, emulator
+from flashmoe_nb.moe.fused_layer import fused_moe
 
 FILE = "reports.cu"
 ALL = tuple(emulator.CHECKS)
@@ -134,6 +136,16 @@ class TestRaces:
         for name, kind in kinds.items():
             assert kind in {race.kind for race in run(name, check="race").races}
 
+    @each_order
+    def test_none_in_the_layer_of_experts(self, order):
+        "Routing, dispatch, both products and the combination; test_attention.py asks the same of every attention step."
+        random, reports = torch.Generator().manual_seed(0), []
+        tokens, logits = (torch.randn(40, n, generator=random) for n in (128, 8))
+        weights = [torch.randn(8, *shape, generator=random).bfloat16() / 8 for shape in ((256, 128), (128, 128))]
+        with cuda.emulation(check=ALL, reports=reports, **order):
+            fused_moe(tokens.bfloat16(), weights, logits, 2)
+        assert len(reports) >= 4 and [race for report in reports for race in report.races] == []
+
     def test_an_early_arrive_leaves_the_output_right(self):
         for order in ORDERS:
             out, x = torch.full((192,), math.nan), torch.arange(192.0)
@@ -214,8 +226,10 @@ class TestTimeline:
         assert steps(**order) == steps()
 
     def test_waits_are_counted_by_warp(self):
-        waits = {(w.warp, w.place.line): w.count for w in run("named_kernel<RIGHT>").waits}
-        assert sorted(waits.values()) == [3, 4]
+        counts = Counter()
+        for wait in run("named_kernel<RIGHT>").waits:      # a compiler may have copied the line
+            counts[wait.warp] += wait.count
+        assert counts == {0: 3, 1: 4}
 
     def test_a_picture(self):
         figure = run("ring_kernel<RING_RIGHT>").timeline()

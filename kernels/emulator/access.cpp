@@ -81,12 +81,16 @@ void access(const void* address, size_t bytes, Access kind, Site site, Proxy) {
 }
 
 // Wider accesses than 16 bytes are copies of a struct: as many of 16 as there are.
+static void count(Block& block, const Fiber& me, Space space, uint64_t where, size_t bytes, Access kind, Site site) {
+    if (!block.counting) return;
+    for (size_t done = 0; done < bytes; done += 16)
+        block.counts.note(me.warp, me.lane, space, where + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
+}
+
 static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes, Access kind, Site site) {
     const Fiber& me = *worker->current;
     const uint32_t address = owner.shared.address(p);
-    if (block.counting)
-        for (size_t done = 0; done < bytes; done += 16)
-            block.counts.note(me.warp, me.lane, Space::shared, address + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
+    count(block, me, Space::shared, address, bytes, kind, site);
     if (!me.order) return;
     ++me.order->step;
     RaceCheck& check = *block.cluster->races;
@@ -95,11 +99,9 @@ static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes
 }
 
 static void watch_global(Block& block, const void* p, size_t bytes, Access kind, Site site) {
-    if (!block.counting) return;
     const Fiber& me = *worker->current;
     if (me.order) ++me.order->step;
-    for (size_t done = 0; done < bytes; done += 16)
-        block.counts.note(me.warp, me.lane, Space::global, uint64_t(p) + done, unsigned(std::min<size_t>(16, bytes - done)), kind, site);
+    count(block, me, Space::global, uint64_t(p), bytes, kind, site);
 }
 
 void watch_access(const void* address, size_t bytes, Access kind, Site site) {

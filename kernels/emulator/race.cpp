@@ -147,7 +147,8 @@ void RaceCheck::check_write(const Cell& cell, const ThreadOrder& thread, const T
     if (cell.write.by == Toucher::atomic && touch.by == Toucher::atomic) return;
     const bool one_instruction = writes && cell.write.site == touch.site && cell.write.row == touch.row &&
                                  cell.write.exchanges == touch.exchanges && touch.by == Toucher::thread;
-    if (!one_instruction) return report(writes ? "write after write" : "read after write", cell.write, true, touch, writes, owner, address);
+    const char* kind = writes ? "write after write" : "read after write";
+    if (!one_instruction) return report(kind, cell.write, true, touch, writes, owner, address);
     doubtful_.push_back({cell.write, touch, &owner, address, {}});
     memcpy(doubtful_.back().before, owner.shared.pointer(address & ~3u), 4);
 }

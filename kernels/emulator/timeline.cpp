@@ -46,7 +46,8 @@ void Timeline::add(const Meet& meet, const Waitable& object) {
 void note_meet(const Fiber& fiber, Meet::What what, const Waitable& object, unsigned generation, Site site, uint32_t to, int by) {
     if (!fiber.order) return;
     const uint32_t from = fiber.order->step;
-    fiber.block->timeline.add({what, fiber.warp, 1u << fiber.lane, site, &object, generation, from, std::max(from, to), by}, object);
+    const Meet meet{what, fiber.warp, 1u << fiber.lane, site, &object, generation, from, std::max(from, to), by};
+    fiber.block->timeline.add(meet, object);
 }
 
 }  // namespace emu

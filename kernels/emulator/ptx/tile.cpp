@@ -102,8 +102,9 @@ void Tile::store(const std::vector<uint8_t>& image, uint32_t shared_address, boo
         Row global = row(r);
         uint32_t begin = global.first * element_bytes, end = global.end * element_bytes;
         if (begin == end) continue;
-        access(global.global + begin, end - begin, add ? Access::atomic : Access::write, site, Proxy::async);
-        if (block().counting) block().counts.bulk(add ? Access::atomic : Access::write, site, uint64_t(global.global + begin), end - begin);
+        const Access kind = add ? Access::atomic : Access::write;
+        access(global.global + begin, end - begin, kind, site, Proxy::async);
+        if (block().counting) block().counts.bulk(kind, site, uint64_t(global.global + begin), end - begin);
         if (!add) memcpy(global.global + begin, line.data() + begin, end - begin);
         else for (uint32_t o = begin; o < end; o += element_bytes) atomic_add(type, global.global + o, line.data() + o, site);
     }
