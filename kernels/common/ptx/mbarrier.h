@@ -60,6 +60,17 @@ __device__ __forceinline__ void mbar_arrive_cluster(uint64_t* s_barrier, uint32_
         : "memory");
 }
 
+// The same from a warp that has only read: nothing it wrote becomes visible, and it need not wait until it is.
+__device__ __forceinline__ void mbar_arrive_cluster_relaxed(uint64_t* s_barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote];\n"
+        "}\n" ::"r"(smem_u32(s_barrier)), "r"(rank)
+        : "memory");
+}
+
 // Has the phase of this parity completed? May sleep for a short time before it answers no.
 __device__ __forceinline__ bool mbar_try_wait(uint64_t* s_barrier, int parity) {
     uint32_t complete;

@@ -18,6 +18,9 @@ __device__ __forceinline__ void mbar_expect_tx(uint64_t* s_barrier, int bytes) {
 __device__ __forceinline__ void mbar_arrive_cluster(uint64_t* s_barrier, uint32_t rank) {
     emu::ptx::mbar_arrive_cluster(s_barrier, rank);
 }
+__device__ __forceinline__ void mbar_arrive_cluster_relaxed(uint64_t* s_barrier, uint32_t rank) {
+    emu::ptx::mbar_arrive_cluster(s_barrier, rank);
+}
 __device__ __forceinline__ bool mbar_try_wait(uint64_t* s_barrier, int parity) {
     return emu::ptx::mbar_try_wait(s_barrier, parity);
 }
