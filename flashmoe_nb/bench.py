@@ -277,20 +277,20 @@ def peak_memory(function: Callable, *arguments) -> int:
     del result
     return beyond
 
-# %% ../nbs/04_bench.ipynb #c3e7bc43
+# %% ../nbs/04_bench.ipynb #5c0483c2
 def _output_of(*command: str) -> str | None:
     "What a program prints, or None where it is not installed or fails."
     try: return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError): return None
 
 def _commit() -> tuple[str | None, bool | None]:
-    "The commit of the checkout and whether tracked files differ from it; $FLASHMOE_COMMIT where there is no history."
+    "The commit of the checkout and whether tracked files differ from it; $FLASHMOE_COMMIT, for a copy that is no checkout, wins."
+    if named := os.environ.get("FLASHMOE_COMMIT"): return named, None
     try: root = checkout(cuda.KERNELS)
     except NoCheckout: return None, None
     commit = _output_of("git", "-C", str(root), "rev-parse", "HEAD")
-    if commit is None: return os.environ.get("FLASHMOE_COMMIT"), None
     changed = _output_of("git", "-C", str(root), "status", "--porcelain", "-uno", "--", ".", ":!nbs/results")
-    return commit, bool(changed)
+    return commit, None if commit is None else bool(changed)
 
 # %% ../nbs/04_bench.ipynb #abe78b81
 def environment() -> dict[str, Any]:

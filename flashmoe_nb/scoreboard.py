@@ -156,7 +156,7 @@ def with_efficiency(rows: Sequence[Mapping], ceilings: Mapping[str, float]) -> l
         found.append(dict(row) | dict(efficiency=bench.predict(flops, moved, ceilings).ms * 1e3 / row["median_us"]))
     return found
 
-# %% ../nbs/90_scoreboard.ipynb #b4c8e9e9
+# %% ../nbs/90_scoreboard.ipynb #b48b255c
 METRICS = {      # heading: (key of profile.json, scale)
     "occupancy, %": ("occupancy", 1), "DRAM bandwidth, %": ("DRAM bandwidth", 1),
     "warp efficiency, %": ("lanes per instruction", 100 / 32), "tensor pipe, %": ("tensor pipe", 1),
@@ -166,9 +166,10 @@ MEANINGS = {
                  "registers and hide latency by asking early, not by having company.",
     "DRAM bandwidth": "Hoped to approach 100. Attention at this size should not need DRAM: the better the tiles, the less it asks "
                       "for, and the number rises only because the kernel gets shorter.",
-    "warp efficiency": "Lanes switched on in an average instruction. It is full for every step, the slowest one too, and "
+    "warp efficiency": "Lanes switched on in an average instruction. It is nearly full for every step, the slowest one too, and "
                        "distinguishes nothing.",
-    "tensor pipe": "Cycles in which the tensor cores work. Nobody asked for it, and it is the number that follows the speed.",
+    "tensor pipe": "Cycles in which the tensor cores work. Nobody asked for it, and of all these it is closest to the speed. Not "
+                   "the same: mma.sync keeps the pipe busy longer than wgmma does for the same product.",
     "memory": "Hoped to fall by 30%. A fused kernel needs none beyond its output; math SDPA keeps whole score matrices.",
 }
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import torch
 
 import flashmoe_nb
-from flashmoe_nb import cuda, reference
+from flashmoe_nb import cuda, reference, tune
 from flashmoe_nb.attention.online_softmax import instances, online_softmax
 
 assert "site-packages" in flashmoe_nb.__file__, flashmoe_nb.__file__
 assert "site-packages" in str(cuda.KERNELS), cuda.KERNELS
 assert not Path("settings.ini").exists()
+
+rows = tune.read_table("sm_90")
+assert rows and tune.lookup(rows[0]["step"], rows[0]["key"], rows[0]["near"]) == rows[0]["choice"], "the tuned tiles are missing"
 
 path, name = instances()[0]
 print([f"{r.architecture}: {r.registers} registers" for r in cuda.resources(path, [name])])
