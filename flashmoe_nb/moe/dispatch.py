@@ -14,10 +14,10 @@ import torch
 
 from .. import cuda
 
-# %% ../../nbs/62_dispatch.ipynb #7fb03628
+# %% ../../nbs/62_dispatch.ipynb #840a1120
 FILE = "moe/62_dispatch.cu"
 MAX_EXPERTS, THREADS = 512, 512
-PAIRS_OF_ONE_BLOCK = 2048      # up to here a second kernel would cost more than it saves
+PAIRS_OF_ONE_BLOCK = 1024      # up to here a second kernel would cost more than it saves
 DIGIT_BITS, DIGITS = 5, 32
 
 def instances() -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def check_ids(topk_ids, num_experts):
     if not isinstance(num_experts, int): raise TypeError(f"num_experts must be an int, got {type(num_experts).__name__}")
     if not 1 <= num_experts <= MAX_EXPERTS: raise ValueError(f"num_experts must be 1 to {MAX_EXPERTS}, got {num_experts}")
 
-# %% ../../nbs/62_dispatch.ipynb #5b194cff
+# %% ../../nbs/62_dispatch.ipynb #be8d4502
 @functools.lru_cache(maxsize=1024)
 def _launches(device, pairs: int, num_experts: int, block_tokens: int, capacity: int, blocks: int):
     "The two launches for these sizes, checked and packed once; the first is None where one block does everything."
@@ -72,7 +72,7 @@ def dispatch(topk_ids, num_experts: int, block_tokens: int = 128, *, capacity: i
     if block_tokens < 1: raise ValueError(f"block_tokens must be at least 1, got {block_tokens}")
     if capacity is not None and capacity < 0: raise ValueError(f"capacity must not be negative, got {capacity}")
     ids, pairs = topk_ids.contiguous(), topk_ids.numel()
-    blocks = blocks or (1 if pairs <= PAIRS_OF_ONE_BLOCK else min(64, -(-pairs // 1024)))
+    blocks = blocks or (1 if pairs <= PAIRS_OF_ONE_BLOCK else 32 if pairs <= 32768 else 64)
     limit = pairs if capacity is None else min(capacity, pairs)
     sizes = [num_experts + 1, num_experts + 1, pairs, pairs, 2, num_experts, blocks * num_experts]
     *result, counts = new_integers(sizes, ids.device)

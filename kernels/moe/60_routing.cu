@@ -45,7 +45,8 @@ __device__ float value_of(uint32_t rank) { return __uint_as_float(rank >> 31 ? r
 // The largest of the warp's numbers; NaN counts as -inf.
 __device__ float largest_of_warp(float x) { return value_of(__reduce_max_sync(ALL, rank_of(x))); }
 
-__device__ int first_lane_where(bool condition) { return __ffs(__ballot_sync(ALL, condition)) - 1; }
+// Whether this lane is the lowest of some: `lanes & -lanes` leaves the lowest set bit.
+__device__ bool is_lowest_lane(unsigned lanes) { return 1u << threadIdx.x % 32 == (lanes & -lanes); }
 
 __device__ float sum_over_warp(float x) {
     for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL, x, distance);
@@ -122,21 +123,21 @@ __device__ void keep_best_groups(uint32_t* s_rank, int num_experts, int n_group,
         const uint32_t best = __reduce_max_sync(ALL, first);
         float score = value_of(best);
         if (group_best == 2) {
-            const bool owner = lane_idx == first_lane_where(first == best);
+            const bool owner = is_lowest_lane(__ballot_sync(ALL, first == best));
             score += value_of(__reduce_max_sync(ALL, owner ? second : first));
         }
         if (lane_idx == group) group_rank = rank_of(score);
     }
-    unsigned kept = 0;
+    unsigned kept = 0;  // one bit for each group
     for (int i = 0; i < topk_group; ++i) {
-        const int group = first_lane_where(group_rank == __reduce_max_sync(ALL, group_rank));
-        kept |= 1u << group;
-        if (lane_idx == group) group_rank = 0;
+        const unsigned best = __ballot_sync(ALL, group_rank == __reduce_max_sync(ALL, group_rank));
+        kept |= best & -best;
+        if (is_lowest_lane(best)) group_rank = 0;
     }
-#pragma unroll 1
-    for (int expert = lane_idx; expert < num_experts; expert += 32)
-        if (!(kept >> expert / size & 1)) s_rank[expert] = 0;
-    __syncwarp();  // a lane's share is crossed out by other lanes
+    __syncwarp();  // all lanes have read the ranks that others cross out
+    for (int group = 0; group < n_group; ++group)
+        for (int i = kept >> group & 1 ? size : lane_idx; i < size; i += 32) s_rank[group * size + i] = 0;
+    __syncwarp();  // what is crossed out is seen by the lane whose share it belongs to
 }
 
 struct Best {
@@ -174,7 +175,6 @@ __device__ int choose_by_shuffles(const uint32_t* s_rank, int top_k) {
 template <class C>
 __device__ int choose_by_champions(uint32_t* s_rank, int* s_chosen, int top_k) {
     const int lane_idx = threadIdx.x % 32;
-    const unsigned lane_bit = 1u << lane_idx;
     uint32_t champion = 0;  // the best of this lane's share
 #pragma unroll
     for (int i = 0; i < C::PER_LANE; ++i) champion = max(champion, s_rank[(31 - lane_idx) * C::PER_LANE + i]);
@@ -184,8 +184,7 @@ __device__ int choose_by_champions(uint32_t* s_rank, int* s_chosen, int top_k) {
         const int expert = (31 - owner) * C::PER_LANE + lane_idx;  // which this lane looks at, if it is in the share
         uint32_t rank = 0;
         if (lane_idx < C::PER_LANE) rank = s_rank[expert];
-        const unsigned places = __ballot_sync(ALL, rank == best);
-        if (lane_bit == (places & -places)) {
+        if (is_lowest_lane(__ballot_sync(ALL, rank == best))) {
             s_chosen[choice] = expert;
             s_rank[expert] = rank = 0;
         }
@@ -280,9 +279,12 @@ __global__ void __launch_bounds__(MAX_EXPERTS)
     __shared__ float s_sum[MAX_EXPERTS / 32];
     float score = 0.f;
     long long count = 0;
-    for (int block = 0; block < blocks && threadIdx.x < num_experts; ++block) {
-        score += score_sums[block * num_experts + threadIdx.x];
-        count += counts[block * num_experts + threadIdx.x];
+    if (threadIdx.x < num_experts) {
+#pragma unroll 16
+        for (int block = 0; block < blocks; ++block) {
+            score += score_sums[block * num_experts + threadIdx.x];
+            count += counts[block * num_experts + threadIdx.x];
+        }
     }
     const float choices = float(num_tokens) * top_k;
     const float part = sum_over_warp(score / num_tokens * (float(count) / choices));
