@@ -204,7 +204,7 @@ __device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUt
                 uint64_t* barrier = &s.full_barrier[ring.slot];
                 // Wait until every consumer warp, in all blocks of the cluster, has released this slot; otherwise copies
                 // overwrite live operands.
-                ptx::mbar_wait_cluster(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+                ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
                 ptx::mbar_arrive_expect_tx(barrier, C::BLOCK_WEIGHTS * C::BLOCK_K * 2);
                 const int row = tile.weight_block * C::BLOCK_WEIGHTS + rank * 128;
                 void* s_weights = &s.weights[ring.slot][rank * 128 * C::BLOCK_K];
@@ -288,7 +288,7 @@ template <class C>
 __device__ void release_stage(SharedStorage<C>& s, int slot) {
     const int lane_idx = threadIdx.x % 32;
     if constexpr (C::CLUSTER > 1) {
-        if (lane_idx < C::CLUSTER) ptx::mbar_arrive_cluster(&s.empty_barrier[slot], lane_idx);
+        if (lane_idx < C::CLUSTER) ptx::mbar_arrive_cluster_relaxed(&s.empty_barrier[slot], lane_idx);
     } else if (lane_idx == 0) {
         ptx::mbar_arrive(&s.empty_barrier[slot]);
     }
