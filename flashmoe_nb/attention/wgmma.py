@@ -11,13 +11,13 @@ import functools
 from .problem import DTYPES, check_qkv
 from .tma import TmaTile, instance, launch_tma
 
-# %% ../../nbs/44_wgmma.ipynb #fdadb46e
+# %% ../../nbs/44_wgmma.ipynb #232993e4
 STEP = ("attention/44_wgmma.cu", "attention_wgmma_kernel")
 
 @functools.cache
 def choose_tile(head_dim: int) -> TmaTile:
-    "128 keys where scores, weights and outputs fit in 240 registers, else 64; two slots for K and two for V."
-    tiles = (TmaTile(128, 128, 64, 2), TmaTile(128, 128, 128, 2), TmaTile(128, 64, 256, 2))
+    "128 keys where scores, weights and outputs fit in 240 registers, else what fits in shared memory."
+    tiles = (TmaTile(128, 128, 64, 2), TmaTile(128, 128, 128, 2), TmaTile(128, 80, 256, 2))
     return next(tile for tile in tiles if head_dim <= tile.head_dim)
 
 def launch_wgmma(step, q, k, v, *choices, tile, extra=(), causal=False, softmax_scale=None, return_lse=False):
