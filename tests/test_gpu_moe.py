@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moe_cases import DTYPES, OPTIONS, check, make_options, moe_inputs
+from sanitized_moe import GROUPS
 
 from flashmoe_nb import bench, cuda, reference
 from flashmoe_nb.moe import fused_layer
@@ -252,22 +253,15 @@ def test_no_borrowed_speed():
     assert not [n for n in names if not any(part in n for part in (*own, "FillFunctor", "Memset"))]
 
 
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("tool", ("memcheck", "racecheck", "synccheck", "initcheck"))
-def test_sanitizer(tool):
+def test_sanitizer(tool, group):
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if not sanitizer:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    command = [
-        sanitizer,
-        "--tool",
-        tool,
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        str(Path(__file__).with_name("sanitized_moe.py")),
-    ]
-    for filter_ in ("gemm", "combine", "permute"):
-        command[1:1] = ["--kernel-name", f"kernel_substring={filter_}"]
+    filters = [word for name in ("gemm", "combine", "permute") for word in ("--kernel-name", f"kernel_substring={name}")]
+    script = str(Path(__file__).with_name("sanitized_moe.py"))
+    command = [sanitizer, "--tool", tool, *filters, "--error-exitcode", "9", sys.executable, script, group]
     run = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0 and "0 errors" in run.stdout + run.stderr, (run.stdout + run.stderr)[-3000:]
     assert "all ran" in run.stdout
