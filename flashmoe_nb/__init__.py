@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flashmoe_nb.ops import flash_attention_science, flash_attn_func
+    from flashmoe_nb.ops import flash_attention_science, flash_attn_func, fused_experts, fused_moe
 
-__all__ = ["flash_attention_science", "flash_attn_func"]
+__all__ = ["flash_attention_science", "flash_attn_func", "fused_experts", "fused_moe"]
 
 
 def __getattr__(name: str):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES_AT_ONCE', 'FLOAT32_LIMIT', 'UNIT_NORMAL_LIMIT', 'DTYPE_NAMES', 'visible_keys', 'attention', 'attention_pt',
-           'tolerance', 'Check', 'check_attention', 'attention_inputs', 'route', 'experts', 'moe', 'moe_inputs',
-           'check_moe', 'check_routing']
+           'tolerance', 'Check', 'check_attention', 'attention_inputs', 'route', 'experts', 'dropped', 'moe',
+           'moe_inputs', 'check_moe', 'check_routing']
 
 # %% ../nbs/02_reference.ipynb #82a98457
 import html
@@ -300,24 +300,38 @@ def route(logits: Tensor, top_k: int, *, scoring: str = "softmax", renormalize: 
     if renormalize: weights = weights / weights.sum(-1, keepdim=True)
     return weights, ids.int()
 
-# %% ../nbs/02_reference.ipynb #c03316b8
+# %% ../nbs/02_reference.ipynb #474a2514
+def _swiglu(x: Tensor, w_gate_up: Tensor, w_down: Tensor, b_gate_up: Tensor | float = 0.0, b_down: Tensor | float = 0.0) -> Tensor:
+    gate, up = (x @ w_gate_up.to(x.dtype).mT + b_gate_up).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up) @ w_down.to(x.dtype).mT + b_down
+
 def experts(tokens: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_weights: Tensor, topk_ids: Tensor, *,
-            dtype: torch.dtype = torch.float64) -> Tensor:
+            b_gate_up: Tensor | None = None, b_down: Tensor | None = None, shared: tuple[Tensor, Tensor] | None = None,
+            capacity: int | None = None, weigh_inputs: bool = False, dtype: torch.dtype = torch.float64) -> Tensor:
     """Exact SwiGLU experts for tokens that are routed already, `[num_tokens, hidden]` in `dtype`; differentiable.
 
     tokens `[num_tokens, hidden]`, w_gate_up `[num_experts, 2·inter, hidden]` with the gate rows first, w_down
-    `[num_experts, hidden, inter]`, topk_weights and topk_ids `[num_tokens, top_k]`. Raises `ValueError` for shapes that
-    do not fit and for an id outside 0…num_experts-1."""
+    `[num_experts, hidden, inter]`, topk_weights and topk_ids `[num_tokens, top_k]`. An id outside 0…num_experts-1 adds
+    nothing. Biases `[num_experts, 2·inter]` and `[num_experts, hidden]`; `shared`, the weights of an expert that every
+    token visits; `capacity`, how many choices an expert takes, in the order of tokens; `weigh_inputs` multiplies the
+    weights into the tokens, rounded to their dtype, instead of into the results. Raises `ValueError` for shapes that do
+    not fit."""
     _check_moe_shapes(tokens, w_gate_up, w_down, topk_weights, topk_ids)
-    x, out = tokens.to(dtype), tokens.new_zeros(tokens.shape, dtype=dtype)
-    for expert in topk_ids.unique().tolist():
-        token, slot = (topk_ids == expert).nonzero(as_tuple=True)
-        gate, up = (x[token] @ w_gate_up[expert].to(dtype).mT).chunk(2, dim=-1)
-        y = (torch.nn.functional.silu(gate) * up) @ w_down[expert].to(dtype).mT
-        out = out.index_add(0, token, y * topk_weights[token, slot, None].to(dtype))
+    out = tokens.new_zeros(tokens.shape, dtype=dtype) if shared is None else _swiglu(tokens.to(dtype), *shared)
+    for expert in topk_ids[(topk_ids >= 0) & (topk_ids < len(w_down))].unique().tolist():
+        token, slot = (pair[:capacity] for pair in (topk_ids == expert).nonzero(as_tuple=True))
+        x, weight = tokens[token].to(dtype), topk_weights[token, slot, None].to(dtype)
+        if weigh_inputs: x, weight = (x * weight).to(tokens.dtype).to(dtype), 1
+        biases = [0.0 if b is None else b[expert].to(dtype) for b in (b_gate_up, b_down)]
+        out = out.index_add(0, token, _swiglu(x, w_gate_up[expert], w_down[expert], *biases) * weight)
     return out
 
-# %% ../nbs/02_reference.ipynb #98726474
+def dropped(topk_ids: Tensor, num_experts: int, capacity: int | None) -> Tensor:
+    "How many choices of each expert are beyond its capacity, int32 `[num_experts]`."
+    chosen = torch.bincount(topk_ids[(topk_ids >= 0) & (topk_ids < num_experts)].flatten(), minlength=num_experts)
+    return (chosen - (len(topk_ids) * topk_ids.shape[1] if capacity is None else capacity)).clamp_min(0).int()
+
+# %% ../nbs/02_reference.ipynb #e839e0e0
 def _check_moe_shapes(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     num_experts, hidden, inter = w_down.shape
     if tokens.ndim != 2 or tokens.shape[1] != hidden:
@@ -327,8 +341,6 @@ def _check_moe_shapes(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     if topk_ids.ndim != 2 or len(topk_ids) != len(tokens) or topk_ids.shape != topk_weights.shape:
         raise ValueError(f"topk_ids, topk_weights: expected [{len(tokens)}, top_k] each, got {list(topk_ids.shape)} "
                          f"and {list(topk_weights.shape)}")
-    if topk_ids.numel() and not 0 <= topk_ids.min() <= topk_ids.max() < num_experts:
-        raise ValueError(f"topk_ids: expected 0 to {num_experts - 1}, got {topk_ids.min()} to {topk_ids.max()}")
 
 # %% ../nbs/02_reference.ipynb #287d58f5
 def moe(tokens: Tensor, w_gate_up: Tensor, w_down: Tensor, logits: Tensor, top_k: int = 2, *, scoring: str = "softmax",
