@@ -68,5 +68,22 @@ def test_a_kept_launch_follows_its_tensors():
 def test_the_rule_names_a_candidate():
     for head_dim in (8, 64, 72, 128, 200, 256):
         for causal in (False, True):
-            assert step.choose_tile(head_dim, 1000, causal).head_dim >= head_dim
+            assert step.choose_tile(head_dim, 1000, 1000, causal).head_dim >= head_dim
             assert step.candidates(head_dim, 1000, causal)[0] in CANDIDATES
+
+
+def test_the_rule_counts_what_tiles_cover():
+    "576 queries are three tiles of 192, or four and a half of 128."
+    assert step.choose_tile(128, 576, 576, False).block_m == 192
+    assert step.choose_tile(128, 512, 512, False).block_m == 128
+
+
+def test_launch_for_the_operation():
+    "Checks have run; the layout of flash-attn gives the same bits, in the layout of q."
+    q, k, v = reference.attention_inputs(1, 2, 70, 64, device="cpu")
+    problem = step.check_qkv(q, k, v)
+    out, lse = step.overlap(q, k, v, causal=True, return_lse=True)
+    swapped = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    out_1, lse_1 = step.launch_overlap(problem, *swapped, causal=True, return_lse=True, seqlen_dim=1)
+    assert out_1.is_contiguous() and torch.equal(out_1.transpose(1, 2), out) and torch.equal(lse_1, lse)
+    assert torch.equal(step.launch_overlap(problem, q, k, v, causal=True), out)

@@ -291,19 +291,37 @@ struct Consumer {
         write_out();
     }
 
-    // Wait for a tile; m_start is negative if there is none.
-    __device__ __forceinline__ Work next_tile() {
-        smem.q.wait(q);
-        m_start = uniform(smem.tile[q.stage].m_start);
-        if (m_start < 0) return {-1, 0, 0};
-        return work_of<C>(uniform(smem.tile[q.stage].num_keys), m_start + 64 * warpgroup, C::has(PEELING), p);
+    __device__ __forceinline__ void run() {
+        while (true) {
+            smem.q.wait(q);
+            const Tile& tile = smem.tile[q.stage];
+            if (tile.m_start < 0) return;
+            m_start = tile.m_start;
+            const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
+            for (int i = 0; i < work.skipped; ++i) {
+                skip(1, smem.k, k);
+                skip(1, smem.v, v);
+            }
+            if (work.last >= 0) {
+                begin(work.last);
+                int n = work.last - 1;
+                for (; n >= work.unmasked; --n) step<true>(n, false);
+                for (; n >= 0; --n) step<false>(n, false);
+            }
+            ended = q.stage;
+            end(work.last >= 0);
+            q.next();
+        }
     }
 
-    __device__ __forceinline__ void run() {
+    __device__ __forceinline__ void run_without_seams() {
         bool is_open = false, product_is_missing = false;  // a tile whose output has not been written; what it lacks
-        while (true) {
-            const Work work = next_tile();
-            bool joins = C::STARTS_EARLY && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
+        for (;; q.next()) {
+            smem.q.wait(q);
+            m_start = uniform(smem.tile[q.stage].m_start);
+            const int num_keys = uniform(smem.tile[q.stage].num_keys);
+            const Work work = work_of<C>(num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
+            bool joins = m_start >= 0 && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
             int n = work.last;
             if (joins) {
                 skip(work.skipped, smem.k, k);
@@ -324,10 +342,8 @@ struct Consumer {
                 joins = false;
             }
             for (; n >= 0; --n) step<false>(n, false);
-            is_open = C::STARTS_EARLY;
+            is_open = true;
             ended = q.stage;
-            q.next();
-            if (!C::STARTS_EARLY) end(product_is_missing);
             k = {uniform(k.stage), uniform(k.phase)};
             v = {uniform(v.stage), uniform(v.phase)};
         }
@@ -352,6 +368,8 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention_overlap_kernel(
         if (warp == 1 && ptx::elect_one()) store(smem, &map_out);
     } else {
         ptx::reg_alloc<C::CONSUMER_REGISTERS>();
-        Consumer<C>(smem, p, g_lse, softmax_scale_log2).run();
+        Consumer<C> consumer(smem, p, g_lse, softmax_scale_log2);
+        if constexpr (C::STARTS_EARLY) consumer.run_without_seams();
+        else consumer.run();
     }
 }
