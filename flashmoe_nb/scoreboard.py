@@ -146,14 +146,15 @@ def best_of(times: Mapping[str, Mapping[tuple, float]]) -> dict[tuple, float]:
     keys = dict.fromkeys(key for found in times.values() for key in found)
     return {key: min(found[key] for found in times.values() if key in found) for key in keys}
 
-# %% ../nbs/90_scoreboard.ipynb #ac3e37fa
+# %% ../nbs/90_scoreboard.ipynb #e2d10196
 def with_efficiency(rows: Sequence[Mapping], ceilings: Mapping[str, float]) -> list[dict]:
-    "Rows of `moe_forward.json` with `efficiency`: the roofline's time, with the experts really touched, over the measured one."
+    "Rows of `moe_forward.json` with `efficiency`: time of the touched experts' bytes plus time of the operations, over the time."
     found = []
     for row in rows:
         size = row["num_tokens"], row["hidden"], row["inter"]
         flops, moved = bench.moe_flops(size[0], row["top_k"], *size[1:]), bench.moe_bytes(*size, row["touched_experts"])
-        found.append(dict(row) | dict(efficiency=bench.predict(flops, moved, ceilings).ms * 1e3 / row["median_us"]))
+        limits = bench.predict(flops, moved, ceilings)
+        found.append(dict(row) | dict(efficiency=(limits.compute_ms + limits.memory_ms) * 1e3 / row["median_us"]))
     return found
 
 # %% ../nbs/90_scoreboard.ipynb #b48b255c

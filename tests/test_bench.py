@@ -653,9 +653,9 @@ def test_ladder_in_markdown(tmp_path, monkeypatch):
     assert "| 10 tiling | 20 | 50 | 25.0 | 1.50 |" in scoreboard.ladder_markdown()
 
 
-def test_efficiency_is_the_roofline_over_the_time():
-    machine = {"some_tflops": 100.0, "copy_TBps": 1.0}
-    row = dict(num_tokens=1, top_k=2, hidden=1000, inter=1000, touched_experts=2, median_us=24.008)  # 12.004 MB at 1 TB/s
+def test_efficiency_is_bytes_and_operations_over_the_time():
+    machine = {"some_tflops": 1.0, "copy_TBps": 1.0}
+    row = dict(num_tokens=1, top_k=2, hidden=1000, inter=1000, touched_experts=2, median_us=48.008)  # 12.004 MB and 12 MFLOP
     assert scoreboard.with_efficiency([row], machine)[0]["efficiency"] == pytest.approx(0.5)
 
 
