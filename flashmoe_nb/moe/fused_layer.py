@@ -34,7 +34,7 @@ def instances() -> list[tuple[str, str]]:
     return [(FILE, f"combine_kernel<{element}, {n}>") for element in ELEMENTS.values() for n in TOP_K] + [
         (FILE, f"permute_kernel<{element}>") for element in ELEMENTS.values()]
 
-# %% ../../nbs/66_fused_layer.ipynb #1048fc43
+# %% ../../nbs/66_fused_layer.ipynb #03ab0591
 def _need(condition, text: str):
     if not condition: raise ValueError(text)
 
@@ -44,11 +44,14 @@ def check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     """Raise `TypeError` or `ValueError` unless `fused_experts` can take these. Ids themselves are checked on the device.
 
     What depends on shapes, dtypes and devices alone is checked once for each combination."""
-    tensors = (tokens, w_gate_up, w_down, topk_weights, topk_ids)
-    try: key = tuple([(x.shape, x.dtype, x.device) for x in tensors])
+    try:
+        device, dtype = tokens.device, tokens.dtype
+        key = (tokens.shape, w_gate_up.shape, w_down.shape, topk_weights.shape, topk_ids.shape, device, dtype,
+               topk_weights.dtype, topk_ids.dtype, w_gate_up.dtype is dtype is w_down.dtype,
+               w_gate_up.device == w_down.device == topk_weights.device == topk_ids.device == device)
     except AttributeError: key = None
     if key not in _passed:
-        _check_experts(*tensors)
+        _check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids)
         if len(_passed) >= 4096: _passed.clear()
         _passed.add(key)
     for name, x in (("w_gate_up", w_gate_up), ("w_down", w_down)):

@@ -122,7 +122,7 @@ def instances() -> list[tuple[str, str]]:
         found += [_mma_instance(dtype, tile, gate_up) for _, tile in MMA_TILES for gate_up in (True, False)]
     return found
 
-# %% ../../nbs/64_grouped_gemm.ipynb #25c76ccd
+# %% ../../nbs/64_grouped_gemm.ipynb #60f66d58
 def _interleaved(weights: torch.Tensor) -> torch.Tensor:
     "w_gate_up as `[num_experts, groups of 8 features, gate or up, 8, k]`, a view."
     num_experts, rows, k = weights.shape
@@ -151,13 +151,13 @@ def _prepare(tokens, weights, pairs: Dispatch, out, tile: Tile, gate_up: bool, g
     features, slots = rows // 2 if gate_up else rows, pairs.permuted_idx.numel()
     if parts_of(k, splits) != splits: raise ValueError(f"splits {splits}: k = {k} has only {parts_of(k, splits)} such parts")
     arguments = (_weight_map(weights, tile, gate_up), cuda.TensorMap(tokens, (tile.token_box, 64), "128B"), tokens,
-                 pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out, pairs.counters[:1], num_experts,
+                 pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out, pairs.counters, num_experts,
                  -(-features // ((64 if gate_up else 128) * tile.consumers)), features, k, top_k, splits, slots)
     kernel = cuda.compile(*_instance(tokens.dtype, tile, gate_up, gathered, stream))
     blocks = _multiprocessors(tokens.device) * tile.blocks_an_sm
     return kernel.prepare(blocks, tile.threads, arguments, tile.shared_bytes, dependent=True)
 
-# %% ../../nbs/64_grouped_gemm.ipynb #87995ba3
+# %% ../../nbs/64_grouped_gemm.ipynb #eadb4728
 _launches: dict = {}
 
 def prepared(key, prepare, *arguments):
@@ -186,9 +186,9 @@ def grouped_gemm(tokens, weights, pairs: Dispatch, out, *, tile: Tile | MmaTile,
         launch(weights, tokens, pairs.permuted_idx if gathered else None, pairs.expert_offsets, pairs.block_offsets, bias, out)
         return out
     launch = prepared(key, _prepare, tokens, weights, pairs, out, *common, bias, splits, stream)
-    tensors = (tokens, tokens, pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out,
-               pairs.counters[:1] if gate_up else pairs.counters[1:])
-    if tokens.is_cuda: launch(weights, *tensors)    # of a map's tensor only the address is asked, and there the cluster is known
-    else:
-        with cuda.emulation(cluster=tile.cluster): launch(_interleaved(weights) if gate_up else weights, *tensors)
+    tensors = (tokens, tokens, pairs.permuted_idx, pairs.expert_offsets, pairs.block_offsets, bias, out)
+    if tokens.is_cuda: launch(weights, *tensors, pairs.counters)    # maps: only addresses are asked; the cluster is known
+    else:     # the emulator also watches that this product and the next, launched dependently, have a counter each
+        with cuda.emulation(cluster=tile.cluster):
+            launch(_interleaved(weights) if gate_up else weights, *tensors, pairs.counters[:1] if gate_up else pairs.counters)
     return out

@@ -449,7 +449,7 @@ __global__ void __cluster_dims__(C::CLUSTER, 1, 1) __launch_bounds__(C::THREADS,
     grouped_gemm_kernel(const __grid_constant__ CUtensorMap weights_map, const __grid_constant__ CUtensorMap tokens_map,
                         const typename C::Element* tokens, const int* permuted_idx, const int* expert_offsets,
                         const int* block_offsets, const typename C::Element* bias,  // [num_experts, rows], or null
-                        typename C::Element* out, int* counter, int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
+                        typename C::Element* out, int* counters, int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
     auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
     if (threadIdx.x == 0) initialise(s);
     if (threadIdx.x == 32) {  // the maps themselves must arrive before the first copy
@@ -461,7 +461,8 @@ __global__ void __cluster_dims__(C::CLUSTER, 1, 1) __launch_bounds__(C::THREADS,
     for (int i = threadIdx.x; i <= num_experts; i += C::THREADS) s.block_offsets[i] = block_offsets[i];
     meet<C>();  // barriers and offsets are there
     const int k_split = (k + splits * C::BLOCK_K - 1) / (splits * C::BLOCK_K) * C::BLOCK_K;
-    const Problem problem = {expert_offsets, num_experts, weight_blocks, k, splits, k_split, num_slots, counter};
+    const Problem problem = {expert_offsets, num_experts, weight_blocks, k, splits, k_split, num_slots,
+                             counters + (C::GATE_UP ? 0 : 1)};
     const int producer_warp = int(threadIdx.x / 32) - 4 * C::CONSUMERS;
     if (producer_warp >= 0) {
         if constexpr (C::LARGE) ptx::reg_dealloc<C::PRODUCER_REGISTERS>();
