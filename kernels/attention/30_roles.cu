@@ -284,17 +284,16 @@ __global__ void __launch_bounds__(BLOCK_THREADS, C::MIN_BLOCKS) attention_roles_
 
     Handoff<C> handoff;
     const long long start = C::TIMED == Timed::YES ? clock64() : 0;
-    if (role == int(Role::MULTIPLY)) {
-        // Without a tile of keys nothing orders these warps before the correction, which writes its zeros where Q goes.
-        if (num_tiles > 0)
-            load_tile<C::BLOCK_M>(smem.q, g_q + batch * q_batch + head * q_head + m_start * q_row, q_row, seqlen_q - m_start,
-                                  head_dim);
+    // Without a tile of keys the multipliers have nothing to do. They must not even copy Q then: nothing would order them
+    // before the correction, which writes its zeros to the same place.
+    if (role == int(Role::MULTIPLY) && num_tiles > 0) {
+        load_tile<C::BLOCK_M>(smem.q, g_q + batch * q_batch + head * q_head + m_start * q_row, q_row, seqlen_q - m_start, head_dim);
         multiply<C>(smem, handoff, g_k + batch * k_batch + head_k * k_head, k_row, g_v + batch * v_batch + head_k * v_head, v_row,
                     num_tiles, seqlen_k, head_dim);
     } else if (role == int(Role::SOFTMAX)) {
         const int first_visible = m_start + threadIdx.x % THREADS / 32 * 16 + diagonal;
         softmax<C>(smem, handoff, num_tiles, first_visible, seqlen_k, softmax_scale_log2);
-    } else {
+    } else if (role == int(Role::CORRECTION)) {
         WarpState<C> r;
         correct<C>(r, smem, handoff, num_tiles);
         if (g_lse) g_lse += (long long)(batch * num_heads + head) * seqlen_q + m_start;
