@@ -589,7 +589,7 @@ def _text(report: Report) -> str:
 
 Report.__str__ = _text
 
-# %% ../nbs/06_emulator.ipynb #e41c5bd6
+# %% ../nbs/06_emulator.ipynb #824a4e16
 _HOT = "rgba(194,80,79,{:.2f})"
 
 def _heat(ratio: float) -> str:
@@ -601,23 +601,33 @@ def _row_html(line: Line) -> str:
     heats = (_heat(line.shared), _heat(line.sectored), "", "")
     left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>'
                    for cell, heat in zip(cells, heats, strict=True))
-    code = html.escape(line.text) or " "
-    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.number}</td><td><code>{code}</code></td></tr>'
+    code = f'<span style="font-family:monospace;white-space:pre">{html.escape(line.text)}</span>'
+    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.number}</td><td>{code}</td></tr>'
 
-# %% ../nbs/06_emulator.ipynb #2499c8d2
+def _with_context(report: Report, gap: int = 5):
+    "The report's lines and the quiet ones between them; `None` where more than `gap` are left out, a name where a file begins."
+    before = None
+    for line in report.lines:
+        same, number = before is not None and before.file == line.place.file, line.place.line
+        if same and number - before.line <= gap + 1:
+            for n in range(before.line + 1, number):
+                place = Place(line.place.file, n, report.source.locate(line.place.file, n))
+                yield Line(place, report.source.line(place.file, n))
+        elif same: yield None
+        elif before is not None or line.place.file != report.source.path: yield line.place.file
+        yield line
+        before = line.place
+
+# %% ../nbs/06_emulator.ipynb #5bf8cf12
 def _report_html(report: Report) -> str:
     "The kernel's own lines with a strip of heat beside each."
     titles = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise",
               "active lanes", "waits of warps that were held, of all", "line of the cell or file")
     head = "".join(f'<th style="text-align:right;padding:0 .6em" title="{title}">{name}</th>'
                    for name, title in zip(_HEAD, titles, strict=True))
-    body, file = [], report.source.path
-    for line in report.lines:
-        if line.place.file != file:
-            file = line.place.file
-            body.append(f'<tr><td colspan="5"></td><td>{html.escape(file)}</td></tr>')
-        body.append(_row_html(line))
-    style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left"
+    body = [_row_html(line) if isinstance(line, Line) else f'<tr><td colspan="5"></td><td>{html.escape(line or "…")}</td></tr>'
+            for line in _with_context(report)]
+    style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left;vertical-align:baseline"
     return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}">'
             f'<thead><tr>{head}<th></th></tr></thead><tbody>{"".join(body)}</tbody></table>'
             f'<p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')

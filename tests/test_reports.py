@@ -2,10 +2,12 @@
 
 import math
 import re
+import time
 from collections import Counter
 
 import pytest
 import torch
+from attention_cases import STEPS
 from emulated import FOLDER, build, compiler, line  # noqa: F401, the fixture
 
 from flashmoe_nb import cuda, emulator
@@ -185,6 +187,10 @@ class TestReport:
     def test_nothing_to_say(self):
         assert run("exchange_kernel<RIGHT>").verdict == "No race, no bank conflict, and every sector is used."
 
+    def test_html_shows_the_lines_between(self):
+        html = run("ring_kernel<EARLY_ARRIVE>")._repr_mimebundle_()["text/html"]
+        assert "mbar_arrive_expect_tx(&amp;full[i % 2], 128);" in html and "exchange_kernel" not in html
+
     def test_html_escapes_and_colours(self):
         html = launch("stride_kernel<4>", 1, 32, [torch.zeros(32), 32], 32 * 32 * 33)._repr_mimebundle_()["text/html"]
         assert "rgba(194,80,79,1.00)" in html and "Word&lt;" not in html and "reinterpret_cast&lt;W*&gt;" in html
@@ -234,6 +240,23 @@ class TestTimeline:
     def test_a_picture(self):
         figure = run("ring_kernel<RING_RIGHT>").timeline()
         assert {trace.name for trace in figure.data} == {"waits", "arrives", "starts", "came last"}
+
+
+@pytest.mark.parametrize(("step", "limit"), [("tiling", 60), ("tensor_cores", 4), ("overlap", 4)])
+def test_what_the_checks_cost(step, limit):
+    "Processor time against that of a plain launch; the least of three."
+    q, k, v = (torch.randn(1, 1, 256, 64, generator=torch.Generator().manual_seed(0)).bfloat16() for _ in range(3))
+
+    def least(**options):
+        seconds = []
+        with cuda.emulation(workers=1, **options):
+            for _ in range(4):      # the first builds
+                started = time.process_time()
+                STEPS[step](q, k, v)
+                seconds.append(time.process_time() - started)
+        return min(seconds[1:])
+
+    assert least(check=ALL) <= limit * least()
 
 
 def test_a_magic_shows_the_reports(capsys):
