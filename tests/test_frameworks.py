@@ -7,8 +7,9 @@ import torch
 import transformers
 from transformers.integrations.moe import ExpertsInterface
 
-from flashmoe_nb import reference
+from flashmoe_nb import ops, reference
 from flashmoe_nb.integrations.transformers import NAME, make_model, refusal, register, time_model, tokens_per_second
+from flashmoe_nb.moe import fused_layer
 
 SIZES = dict(hidden_size=64, num_hidden_layers=2, vocab_size=50, num_attention_heads=2, num_key_value_heads=1)
 SIZES["initializer_range"] = 0.125
@@ -35,9 +36,9 @@ def experts_of(model):
     return [m for m in model.modules() if hasattr(m, "gate_up_proj")]
 
 
-def check_model(model, input_ids):
+def check_model(model, input_ids, fused_experts=ops.fused_experts):
     "Each module by the rule of the reference; the logits no farther from float64 than the model's own loop in bf16, by half."
-    register()
+    register(fused_experts=fused_experts)
     ExpertsInterface.register("none", lambda self, x, ids, weights: torch.zeros_like(x))
     logits, judged = {}, []
 
@@ -63,9 +64,10 @@ def check_model(model, input_ids):
     assert distance[NAME] <= 1.5 * distance["eager"] < distance["none"], distance
 
 
+@pytest.mark.parametrize("fused_experts", (fused_layer.fused_experts, ops.fused_experts), ids=("emulated", "reference"))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits(family):
-    check_model(make(family, **SIZES, **FAMILIES[family]), torch.randint(50, (2, 7)))
+def test_logits(family, fused_experts):
+    check_model(make(family, **SIZES, **FAMILIES[family]), torch.randint(50, (2, 7)), fused_experts)
 
 
 @pytest.mark.gpu
@@ -91,7 +93,7 @@ def test_what_the_kernels_cannot_do_is_refused():
     module = experts_of(model)[0]
     with torch.no_grad():
         assert refusal(module) == ""
-        for name, value in (("has_bias", True), ("is_transposed", True), ("is_concatenated", False), ("has_gate", False)):
+        for name, value in (("is_transposed", True), ("is_concatenated", False), ("has_gate", False)):
             spoiled = copy.copy(module)
             spoiled.__dict__[name] = value
             assert name in refusal(spoiled)
@@ -99,10 +101,35 @@ def test_what_the_kernels_cannot_do_is_refused():
         other.config = copy.deepcopy(module.config)
         other.config.hidden_act = "gelu"
         assert "gelu" in refusal(other)
+        gated = copy.copy(module)
+        gated._apply_gate = type("own", (), {"gate": lambda self, x: x})().gate
+        assert "gate of its own" in refusal(gated)
+    register()
+    other.config.hidden_act, other.config._experts_implementation = "relu", NAME
+    with pytest.raises(NotImplementedError, match="relu"):
+        other(torch.zeros(1, 64), torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2))
+
+
+def test_biases_are_added():
+    module = experts_of(make("mixtral", **SIZES, **FAMILIES["mixtral"]))[0]
+    x, ids = torch.randn(5, 64).bfloat16(), torch.tensor([[0, 1]] * 5)
+    weights = torch.full((5, 2), 0.5)
+    register()
+    with torch.no_grad():
+        module.config._experts_implementation = NAME
+        module.has_bias, module.gate_up_proj_bias, module.down_proj_bias = True, torch.zeros(4, 144), torch.ones(4, 64)
+        module.gate_up_proj_bias, module.down_proj_bias = module.gate_up_proj_bias.bfloat16(), module.down_proj_bias.bfloat16()
+        shifted = module(x, ids, weights)
+        module.has_bias = False
+        torch.testing.assert_close(shifted.float(), module(x, ids, weights).float() + 1, atol=2e-2, rtol=2e-2)
+
+
+def test_on_a_cpu_gradients_reach_the_weights():
+    model = make("mixtral", **SIZES, **FAMILIES["mixtral"])
     register()
     model.set_experts_implementation(NAME)
-    with pytest.raises(NotImplementedError, match="backward"):
-        model(torch.zeros(1, 2, dtype=torch.long))
+    model(torch.zeros(1, 2, dtype=torch.long)).logits.float().square().sum().backward()
+    assert all(m.gate_up_proj.grad.abs().sum() > 0 for m in experts_of(model))
 
 
 def test_a_name_of_ones_own():

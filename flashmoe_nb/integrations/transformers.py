@@ -6,44 +6,46 @@
 __all__ = ['NAME', 'MODELS', 'refusal', 'experts_forward', 'register', 'make_model', 'time_model', 'tokens_per_second',
            'bench_models']
 
-# %% ../../nbs/82_frameworks.ipynb #ffbd2d17
+# %% ../../nbs/82_frameworks.ipynb #1826683b
+import functools
+
 import torch
 
-from .. import bench
-from ..moe.fused_layer import fused_experts
+from .. import bench, ops
 
-# %% ../../nbs/82_frameworks.ipynb #f106f54f
+# %% ../../nbs/82_frameworks.ipynb #53243e7f
 NAME = "flashmoe_nb"
 
 def refusal(module) -> str:
     "Why the experts of a transformers module cannot run here, or an empty string."
-    config = module.config
-    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    for attribute, wanted in (("has_gate", True), ("has_bias", False), ("is_transposed", False), ("is_concatenated", True),
-                              ("has_post_expert_norm", False)):
+    config, needed = module.config, dict(has_gate=True, is_transposed=False, is_concatenated=True, has_post_expert_norm=False)
+    for attribute, wanted in needed.items():
         if getattr(module, attribute, wanted) != wanted: return f"{attribute} is {not wanted}, supported is {wanted}"
+    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     if activation not in ("silu", "swish"): return f"the activation is {activation}, supported is silu"
-    if torch.is_grad_enabled() and module.gate_up_proj.requires_grad: return "it has no backward: call it under torch.no_grad()"
+    if module._apply_gate.__func__.__name__ != "_default_apply_gate": return "it has a gate of its own"
     return ""
 
-# %% ../../nbs/82_frameworks.ipynb #6d507bbd
-def experts_forward(self, hidden_states, top_k_index, top_k_weights):
+# %% ../../nbs/82_frameworks.ipynb #f21e6543
+def experts_forward(self, hidden_states, top_k_index, top_k_weights, fused_experts=ops.fused_experts):
     """The forward of a transformers experts module: hidden_states `[tokens, hidden]`, top_k_index and top_k_weights
     `[tokens, top_k]` → `[tokens, hidden]`.
 
-    Raises `NotImplementedError` for biases, an activation other than SiLU, other layouts of the weights, and where a
-    gradient is wanted; besides what `fused_experts` raises."""
+    Raises `NotImplementedError` for an activation other than SiLU, a gate of the module's own and other layouts of the
+    weights; besides what `ops.fused_experts` raises."""
     if reason := refusal(self): raise NotImplementedError(f"{type(self).__name__} on flashmoe_nb: {reason}")
-    return fused_experts(hidden_states, self.gate_up_proj, self.down_proj, top_k_weights.float(), top_k_index.int())
+    biases = dict(b_gate_up=self.gate_up_proj_bias, b_down=self.down_proj_bias) if self.has_bias else {}
+    return fused_experts(hidden_states, self.gate_up_proj, self.down_proj, top_k_weights.float(), top_k_index.int(), **biases)
 
-def register(name: str = NAME) -> str:
+def register(name: str = NAME, fused_experts=ops.fused_experts) -> str:
     """Make these experts known to transformers under `name`, which is returned.
 
-    Then `model.set_experts_implementation(name)`, or `experts_implementation=name` when a model is made.
+    Then `model.set_experts_implementation(name)`, or `experts_implementation=name` when a model is made. Tensors on a GPU
+    run the kernels, on a CPU the exact reference; another `fused_experts` may take its place.
     Raises `ImportError` where transformers is missing or older than 5."""
     try: from transformers.integrations.moe import ExpertsInterface
     except ImportError as error: raise ImportError("this needs transformers 5.0 or later: pip install transformers") from error
-    ExpertsInterface.register(name, experts_forward)
+    ExpertsInterface.register(name, functools.partial(experts_forward, fused_experts=fused_experts))
     return name
 
 # %% ../../nbs/82_frameworks.ipynb #d641183a

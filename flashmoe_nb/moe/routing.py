@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE', 'LOGITS', 'MAX_EXPERTS', 'MAX_TOP_K', 'MAX_GROUPS', 'PER_LANE', 'TOKENS_OF_A_BLOCK', 'BALANCE_WARPS',
-           'BALANCE_BLOCKS', 'instances', 'check_logits', 'check_bias', 'check_groups', 'new_outputs',
+           'BALANCE_BLOCKS', 'LOSS_THREADS', 'instances', 'check_logits', 'check_bias', 'check_groups', 'new_outputs',
            'load_balance_loss', 'routing']
 
 # %% ../../nbs/60_routing.ipynb #e6a80346
@@ -14,12 +14,12 @@ import torch
 
 from .. import cuda
 
-# %% ../../nbs/60_routing.ipynb #65bb4838
+# %% ../../nbs/60_routing.ipynb #57baa355
 FILE = "moe/60_routing.cu"
 LOGITS = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 MAX_EXPERTS, MAX_TOP_K, MAX_GROUPS = 512, 32, 32
 PER_LANE = (2, 4, 8, 16)
-TOKENS_OF_A_BLOCK, BALANCE_WARPS, BALANCE_BLOCKS = 4, 8, 132
+TOKENS_OF_A_BLOCK, BALANCE_WARPS, BALANCE_BLOCKS, LOSS_THREADS = 4, 8, 132, 1024
 
 def _instance(dtype: torch.dtype, num_experts: int, key: str = "LOGIT", choice: str = "CHAMPIONS") -> str:
     per_lane = next(n for n in PER_LANE if 32 * n >= num_experts)
@@ -72,7 +72,7 @@ def new_outputs(num_tokens: int, top_k: int, device) -> tuple[torch.Tensor, torc
     return (torch.empty(num_tokens, top_k, dtype=torch.float32, device=device),
             torch.empty(num_tokens, top_k, dtype=torch.int32, device=device))
 
-# %% ../../nbs/60_routing.ipynb #5d846703
+# %% ../../nbs/60_routing.ipynb #74fa1e85
 def load_balance_loss(logits, topk_ids, *, scoring: str = "softmax") -> torch.Tensor:
     """How unevenly the experts are used: a float32 scalar, 1 for perfectly even routing, larger for any preference.
 
@@ -91,7 +91,7 @@ def load_balance_loss(logits, topk_ids, *, scoring: str = "softmax") -> torch.Te
     cuda.compile(FILE, f"balance_sums_kernel<{LOGITS[logits.dtype]}>").launch(
         blocks, 32 * BALANCE_WARPS, (logits.contiguous(), topk_ids.contiguous(), sums, counts, num_tokens, num_experts, top_k,
                                      int(scoring == "sigmoid")))
-    cuda.compile(FILE, "balance_loss_kernel").launch(1, MAX_EXPERTS, (sums, counts, loss, blocks, num_tokens, num_experts, top_k))
+    cuda.compile(FILE, "balance_loss_kernel").launch(1, LOSS_THREADS, (sums, counts, loss, blocks, num_tokens, num_experts, top_k))
     return loss
 
 # %% ../../nbs/60_routing.ipynb #12e8707a

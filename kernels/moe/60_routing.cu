@@ -272,26 +272,40 @@ __global__ void __launch_bounds__(32 * BALANCE_WARPS)
     }
 }
 
-// loss = num_experts * sum over experts of (its share of all choices) * (its mean score). One block.
-__global__ void __launch_bounds__(MAX_EXPERTS)
+constexpr int LOSS_THREADS = 1024, MAX_PARTS = 16;
+
+// loss = num_experts * sum over experts of (its share of all choices) * (its mean score). One block: a thread sums a part
+// of the blocks for one expert, the first num_experts threads add the parts in order, and then each other's.
+__global__ void __launch_bounds__(LOSS_THREADS)
     balance_loss_kernel(const float* score_sums, const int* counts, float* loss, int blocks, int num_tokens, int num_experts,
                         int top_k) {
-    __shared__ float s_sum[MAX_EXPERTS / 32];
+    __shared__ float s_score[LOSS_THREADS], s_sum[32];
+    __shared__ int s_count[LOSS_THREADS];
+    const int parts = min(LOSS_THREADS / num_experts, MAX_PARTS), expert = threadIdx.x % num_experts;
     float score = 0.f;
-    long long count = 0;
-    if (threadIdx.x < num_experts) {
-#pragma unroll 16
-        for (int block = 0; block < blocks; ++block) {
-            score += score_sums[block * num_experts + threadIdx.x];
-            count += counts[block * num_experts + threadIdx.x];
-        }
+    int count = 0;
+#pragma unroll 8
+    for (int block = threadIdx.x / num_experts; block < blocks; block += parts) {
+        if (threadIdx.x >= parts * num_experts) break;  // a thread without a part
+        score += score_sums[block * num_experts + expert];
+        count += counts[block * num_experts + expert];
     }
-    const float choices = float(num_tokens) * top_k;
-    const float part = sum_over_warp(score / num_tokens * (float(count) / choices));
-    if (threadIdx.x % 32 == 0) s_sum[threadIdx.x / 32] = part;
+    s_score[threadIdx.x] = score;
+    s_count[threadIdx.x] = count;
+    __syncthreads();  // all parts are there
+    float share = 0.f;
+    if (threadIdx.x < num_experts) {
+        for (int part = 1; part < parts; ++part) {
+            score += s_score[part * num_experts + threadIdx.x];
+            count += s_count[part * num_experts + threadIdx.x];
+        }
+        share = score / num_tokens * (float(count) / (float(num_tokens) * top_k));
+    }
+    share = sum_over_warp(share);
+    if (threadIdx.x % 32 == 0) s_sum[threadIdx.x / 32] = share;
     __syncthreads();  // one sum from each warp, for the first
     if (threadIdx.x < 32) {
-        const float sum = sum_over_warp(threadIdx.x < MAX_EXPERTS / 32 ? s_sum[threadIdx.x] : 0.f);
+        const float sum = sum_over_warp(s_sum[threadIdx.x]);
         if (threadIdx.x == 0) *loss = sum * num_experts;
     }
 }
