@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from moe_cases import OPTIONS, make_options, moe_inputs
+from moe_cases import OPTIONS, make_options
 
 from flashmoe_nb import reference
 from flashmoe_nb.moe import fused_layer
@@ -19,16 +19,19 @@ GROUPS = {
 }
 
 if __name__ == "__main__":
-    x, w1, w2, logits = moe_inputs(40, 5, 136, 200)
+    # Made on the CPU: what kernels write that are not watched, initcheck takes for not written.
+    x, w1, w2, logits = reference.moe_inputs(40, 5, 136, 200, device="cpu")
     logits[:, 1] = -9.0
     weights, ids = reference.route(logits, 2)
-    weights, ids[3, 0] = weights.float(), 5
+    ids[3, 0] = 5
+    all_options = make_options(OPTIONS["all"], x, w2, 2)
+    del all_options["shared"]  # it would use the plan's tile for another number of tokens
+    all_options = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in all_options.items()}
+    x, w1, w2, weights, ids = (tensor.cuda() for tensor in (x, w1, w2, weights.float(), ids))
     for tile in [tile for group in sys.argv[1:] or GROUPS for tile in GROUPS[group]]:
         for gathered in (True, False) if tile in GROUPS["largest"] + GROUPS["cluster"] else (True,):
             plan = Plan(tile, gathered, 1 if isinstance(tile, MmaTile) else 2, False)
             fused_layer.choose = lambda *a, plan=plan: plan
-            names = OPTIONS["all"] if gathered else ("weigh_inputs",)
-            names = [n for n in names if n != "shared"]  # it would use the plan's tile for another number of tokens
-            fused_experts(x, w1, w2, weights, ids, **make_options(names, x, w2, 2))
+            fused_experts(x, w1, w2, weights, ids, **all_options if gathered else dict(weigh_inputs=True))
     torch.cuda.synchronize()
     print("all ran")

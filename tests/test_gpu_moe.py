@@ -259,7 +259,9 @@ def test_sanitizer(tool, group):
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if not sanitizer:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    filters = [word for name in ("gemm", "combine", "permute") for word in ("--kernel-name", f"kernel_substring={name}")]
+    filters = [
+        word for name in ("gemm", "combine", "permute", "count", "place") for word in ("--kernel-name", f"kernel_substring={name}")
+    ]
     script = str(Path(__file__).with_name("sanitized_moe.py"))
     command = [sanitizer, "--tool", tool, *filters, "--error-exitcode", "9", sys.executable, script, group]
     run = subprocess.run(command, capture_output=True, text=True, timeout=400)

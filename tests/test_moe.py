@@ -111,9 +111,9 @@ def test_a_split_must_not_be_empty():
 
 def test_weights_before_with_rows_in_slot_order():
     "Many tokens of a wide expert: the copy into slot order weighs them."
-    x, w1, w2, logits = reference.moe_inputs(80, 1, 8, 2048, device="cpu")
-    assert not choose(80, 1, 1, 8, 2048).gathered
-    weights, ids = torch.rand(80, 1), torch.zeros(80, 1, dtype=torch.int32)
+    x, w1, w2, logits = reference.moe_inputs(90, 1, 8, 2048, device="cpu")
+    assert not choose(90, 1, 1, 8, 2048).gathered
+    weights, ids = torch.rand(90, 1), torch.zeros(90, 1, dtype=torch.int32)
     out = fused_experts(x, w1, w2, weights, ids, weigh_inputs=True)
     check(out, x, w1, w2, weights, ids, weigh_inputs=True)
 
@@ -160,7 +160,7 @@ def test_every_plan_is_listed_and_has_no_empty_split():
     listed = set(instances())
     for tokens in (1, 3, 16, 100, 128, 700, 1024, 8192):
         for experts, top_k in ((1, 1), (8, 2), (128, 8), (512, 10)):
-            for hidden, inter in ((8, 8), (64, 264), (128, 4096), (2048, 768), (4096, 14336)):
+            for hidden, inter in ((8, 8), (64, 264), (128, 4096), (2048, 768), (4096, 14336), (7168, 2048)):
                 plan = choose(tokens, top_k, experts, hidden, inter)
                 assert 1 <= plan.splits <= MAX_SPLITS
                 part = -(-inter // (64 * plan.splits)) * 64  # as the kernel cuts

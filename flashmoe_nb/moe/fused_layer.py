@@ -6,14 +6,14 @@
 __all__ = ['FILE', 'TOP_K', 'MODELS', 'kernel_work', 'instances', 'check_experts', 'permute', 'combine', 'check_options',
            'on_hopper', 'new_buffers', 'shared_expert', 'fused_experts', 'fused_moe', 'kernel_times', 'bench_kernels']
 
-# %% ../../nbs/66_fused_layer.ipynb #6157ec1a
+# %% ../../nbs/66_fused_layer.ipynb #f04b68f2
 import statistics
 
 import torch
 
 from .. import bench, cuda
 from .dispatch import MAX_EXPERTS, check_ids, dispatch
-from .grouped_gemm import ELEMENTS, LARGEST, choose, grouped_gemm, prepared
+from .grouped_gemm import ELEMENTS, LARGEST, PAIRED, choose, grouped_gemm, prepared
 from .routing import routing
 
 # %% ../../nbs/66_fused_layer.ipynb #3be7f7a2
@@ -129,7 +129,7 @@ def check_options(tokens, w_gate_up, w_down, b_gate_up, b_down, shared, capacity
         if not isinstance(capacity, int) or isinstance(capacity, bool): raise TypeError(f"capacity must be an int, got {capacity!r}")
         _need(capacity >= 0, f"capacity must not be negative, got {capacity}")
 
-# %% ../../nbs/66_fused_layer.ipynb #a31b5e0e
+# %% ../../nbs/66_fused_layer.ipynb #9790bffe
 def on_hopper(tensor) -> bool: return cuda.architecture(tensor.device).capability == (9, 0)
 
 def new_buffers(tokens, slots: int, inter: int, splits: int = 1):
@@ -142,7 +142,7 @@ def shared_expert(tokens, w_gate_up, w_down):
     tile = choose(num_tokens, 1, 1, hidden, inter, on_hopper(tokens)).tile
     pairs = dispatch(torch.zeros(num_tokens, 1, dtype=torch.int32, device=tokens.device), 1, tile.span)
     h, y = new_buffers(tokens, num_tokens, inter)[1:]
-    grouped_gemm(tokens, w_gate_up[None], pairs, h, tile=tile, gate_up=True, gathered=tile != LARGEST)
+    grouped_gemm(tokens, w_gate_up[None], pairs, h, tile=tile, gate_up=True, gathered=tile not in (LARGEST, PAIRED))
     return grouped_gemm(h, w_down[None], pairs, y, tile=tile, gate_up=False)
 
 # %% ../../nbs/66_fused_layer.ipynb #fd272457
