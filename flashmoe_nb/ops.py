@@ -45,15 +45,19 @@ def _attention_meta(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     lse_shape = (q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]) if return_lse else 0
     return torch.empty_like(q), q.new_empty(lse_shape, dtype=torch.float32)
 
-# %% ../nbs/78_ops.ipynb #917439a4
-def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, seqlen_dim: int = 2):
-    "Attention on checked tensors: out, and with `return_lse` also lse `[batch, heads, seqlen]`."
+# %% ../nbs/78_ops.ipynb #ada033b2
+def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, names=("q", "k", "v"), seqlen_dim: int = 2):
+    "Attention: out, and with `return_lse` also lse `[batch, heads, seqlen]`. Raises `TypeError`, `ValueError`, `NotImplementedError`."
+    plain = type(q) is torch.Tensor and q.is_cuda and not torch.compiler.is_compiling()
+    if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        try: return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+        except (AttributeError, IndexError, TypeError, ValueError): pass    # raised below, in the caller's terms
+    check_qkv(q, k, v, names, seqlen_dim)
     if q.device.type == "cpu": return _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise NotImplementedError("attention on CUDA tensors has no backward yet: "
                                   "call it under torch.no_grad(), or on CPU tensors")
-    if type(q) is torch.Tensor and q.is_cuda and not torch.compiler.is_compiling():
-        return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+    if plain: return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     result = torch.ops.flashmoe_nb.attention_forward(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     return result if return_lse else result[0]
 
@@ -64,7 +68,7 @@ def _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     out = out.to(q.dtype).transpose(seqlen_dim, 2).contiguous()
     return (out, lse.float()) if return_lse else out
 
-# %% ../nbs/78_ops.ipynb #7c169ef8
+# %% ../nbs/78_ops.ipynb #94818de5
 def flash_attention_science(Q, K, V, causal: bool = False, softmax_scale: float | None = None, *, return_lse: bool = False):
     """Exact attention, `softmax(Q Kᵀ · softmax_scale) V`.
 
@@ -74,10 +78,9 @@ def flash_attention_science(Q, K, V, causal: bool = False, softmax_scale: float 
     log-sum-exp of the scores, float32 `[batch, heads, seq_len]`. A query that sees no key gives 0 and -inf.
     CUDA tensors run this package's fastest kernel, CPU tensors an exact float64 reference, with gradients.
     Raises `TypeError`, `ValueError` naming the argument, `NotImplementedError` for a missing backward or chip."""
-    check_qkv(Q, K, V, ("Q", "K", "V"))
-    return _attention(Q, K, V, causal, softmax_scale, return_lse)
+    return _attention(Q, K, V, causal, softmax_scale, return_lse, ("Q", "K", "V"))
 
-# %% ../nbs/78_ops.ipynb #8d0e2a40
+# %% ../nbs/78_ops.ipynb #7a4b32f7
 def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
                     window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, alibi_slopes=None,
                     deterministic: bool = False, return_attn_probs: bool = False):
@@ -90,18 +93,17 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
                                    ("softcap", softcap, 0.0), ("alibi_slopes", alibi_slopes, None)):
         if given != supported:
             raise NotImplementedError(f"{name}={given!r}: no kernel does this yet; supported is {supported!r}")
-    check_qkv(q, k, v, seqlen_dim=1)
     result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
     return (*result, None) if return_attn_probs else result
 
-# %% ../nbs/78_ops.ipynb #20a3af97
+# %% ../nbs/78_ops.ipynb #b7a92254
 _library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids) -> Tensor")
 torch.library.impl(_library, "experts_forward", "CUDA")(fused_layer.fused_experts)
 torch.library.impl(_library, "experts_forward", "Meta")(lambda tokens, *_: torch.empty_like(tokens))
 
 def _refuse_gradients(*tensors):
     "A CUDA call that would have to record a gradient raises."
-    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.is_cuda and x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and any([getattr(x, "requires_grad", False) for x in tensors]):
         raise NotImplementedError("experts on CUDA tensors have no backward yet: call them under torch.no_grad(), or on CPU tensors")
 
 def _on_cpu(x) -> bool: return isinstance(x, torch.Tensor) and x.device.type == "cpu"
