@@ -436,7 +436,7 @@ if __name__ == "__main__":
         for number, mutant in enumerate(every_mutant()):
             print(number, mutant, "|", mutant.source)
     elif what == "replay":
-        sys.exit("\n".join(replay(*map(int, rest))))
+        sys.exit("\n".join(replay(*map(int, rest))) or 0)
     elif what == "run":
         run_once(*rest)
     elif what == "keep":
