@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_moe_routing import _poison  # noqa: F401, outputs are poisoned here too
 
 from flashmoe_nb import reference
@@ -121,6 +123,29 @@ def test_dispatch(num_tokens, num_experts, top_k):
             exact = expected_dispatch(ids, num_experts, 128, 2**31 if capacity is None else capacity)
             for field, x in exact.items():
                 assert torch.equal(getattr(result, field)[: len(x)], x.int()), f"{name}, {way}: {field}"
+
+
+RANDOM = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@RANDOM
+@given(st.integers(0, 3000), st.integers(1, 512), st.integers(1, 16), st.integers(1, 300), st.integers(0, 400), st.integers(0, 999))
+def test_random_dispatches(num_tokens, num_experts, top_k, block_tokens, capacity, seed):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    ids = torch.randint(-2, num_experts + 2, (num_tokens, top_k), device="cuda", dtype=torch.int32, generator=generator)
+    result = dispatch(ids, num_experts, block_tokens, capacity=capacity)
+    for field, x in expected_dispatch(ids, num_experts, block_tokens, capacity).items():
+        assert torch.equal(getattr(result, field)[: len(x)], x.int()), field
+
+
+@RANDOM
+@given(st.integers(0, 600), st.integers(1, 512), st.integers(1, 32), st.sampled_from(["softmax", "sigmoid"]), st.booleans(),
+       st.sampled_from(list(LOGITS)), st.integers(0, 2**31))  # fmt: skip
+def test_random_routings(num_tokens, num_experts, top_k, scoring, renormalize, dtype, seed):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    logits = (3 * torch.randn(num_tokens, num_experts, device="cuda", generator=generator)).to(dtype)
+    settings = dict(scoring=scoring, renormalize=renormalize)
+    reference.check_routing(*routing(logits, min(top_k, num_experts), **settings), logits, **settings)
 
 
 def test_bit_equal_from_run_to_run():
