@@ -9,8 +9,8 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'read_results', 'sdpa_peers', 'usable', 'attention_steps', 'AttentionShape', 'attention_shapes',
            'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'interpolated',
            'with_deviation', 'swept_lengths', 'bench_lengths', 'public_calls', 'expert_layer', 'first_call',
-           'first_calls', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite', 'Elsewhere', 'suite_exists',
-           'SuiteFailed', 'run_bench']
+           'first_calls', 'bench_first_call', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite', 'Elsewhere',
+           'suite_exists', 'SuiteFailed', 'run_bench']
 
 # %% ../nbs/04_bench.ipynb #5d86cbdf
 import gc
@@ -305,7 +305,7 @@ def environment() -> dict[str, Any]:
                 cuda=torch.version.cuda, nvrtc=nvrtc, torch=torch.__version__, cupy=cupy.__version__ if cupy else None,
                 commit=commit, dirty=dirty, date=datetime.now(UTC).isoformat(timespec="seconds"))
 
-# %% ../nbs/04_bench.ipynb #feb4fa5b
+# %% ../nbs/04_bench.ipynb #3a456b9b
 _ATTENTION_KEYS = ("impl", "dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal",
                    "median_ms", "min_ms", "max_ms", "samples", "tflops")
 ROW_KEYS = {
@@ -316,6 +316,7 @@ ROW_KEYS = {
                     "min_us", "max_us", "samples", "touched_experts", "seed", "tflops", "weight_GBps"),
     "moe_parts": ("part", "impl", "num_tokens", "num_experts", "top_k", "median_us", "min_us", "max_us", "samples"),
     "host_overhead": ("op", "median_us"),
+    "first_call": ("op", "cache", "seconds"),
     "memory": ("impl", "what", "num_tokens", "extra_bytes"),
     "emulator_cost": ("impl", "seqlen", "head_dim", "median_ms", "samples", "us_per_score"),
     "emulator_vs_ncu": ("kernel", "metric", "emulator", "ncu"),
@@ -589,7 +590,7 @@ def expert_layer() -> Callable | None:
         if find_spec(module) and (found := getattr(importlib.import_module(module), "fused_experts", None)): return found
     return None
 
-# %% ../nbs/04_bench.ipynb #ca7e56d6
+# %% ../nbs/04_bench.ipynb #c30aa314
 def first_call(name: str) -> float:
     "Seconds of the first call of a public op in this process, CUDA started before."
     function, make_arguments = public_calls()[name]
@@ -601,18 +602,22 @@ def first_call(name: str) -> float:
     return perf_counter() - start
 
 def first_calls(name: str) -> list[dict]:
-    "The first call with an empty cache and with a warm one, each in a new process: rows of `host_overhead.json`."
+    "The first call with an empty cache and with a warm one, each in a new process: rows of `first_call.json`."
     code, rows = f"from flashmoe_nb.bench import first_call; print(first_call({name!r}))", []
     with tempfile.TemporaryDirectory() as cache:
-        for state in ("empty cache", "warm disk cache"):
+        for state in ("empty", "warm"):
             done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"FLASHMOE_CACHE": cache}, text=True,
                                   capture_output=True, timeout=300, check=True)
-            rows.append(dict(op=f"{name}: first call, {state}", median_us=1e6 * float(done.stdout.split()[-1])))
+            rows.append(dict(op=name, cache=state, seconds=float(done.stdout.split()[-1])))
     return rows
 
-# %% ../nbs/04_bench.ipynb #09ddc11d
+def bench_first_call(quick: bool = False) -> list[dict]:
+    "The first call of each public op. Rows of `first_call.json`."
+    return [row for name in public_calls() for row in first_calls(name)]
+
+# %% ../nbs/04_bench.ipynb #964bfce8
 def bench_host(quick: bool = False) -> list[dict]:
-    "Host time of a warm call, outputs allocated: torch's cheapest, torch's attention, every step, every public op; first calls."
+    "Host time of a warm call, outputs allocated: torch's cheapest, torch's attention, every step, every public op."
     def arguments(): return [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     calls = {**attention_steps(), "sdpa_default": scaled_dot_product_attention}      # the bare function, no wrapper of ours
     rounds = 5 if quick else 15
@@ -621,8 +626,7 @@ def bench_host(quick: bool = False) -> list[dict]:
     def one_argument(): return [torch.randn(1024, device="cuda")]
     for name, call in (("a kernel launch", launch_copy), ("torch.empty_like", torch.empty_like)):
         timings[name] = host_time(call, one_argument, rounds=rounds)
-    rows = [dict(op=name, **timing.row("us")) for name, timing in timings.items()]
-    return rows + [row for name in public_calls() if not quick for row in first_calls(name)]
+    return [dict(op=name, **timing.row("us")) for name, timing in timings.items()]
 
 def bench_emulator(quick: bool = False) -> list[dict]:
     "Time of the attention steps on the emulator, one head: µs for each score. Rows of `emulator_cost.json`."
@@ -684,7 +688,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #6d2e67fa
+# %% ../nbs/04_bench.ipynb #1616300d
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -701,7 +705,8 @@ SUITES = {
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
     "models": Suite("moe_models", "tokens per second of transformers' models, their experts and ours",
                     Elsewhere("flashmoe_nb.integrations.transformers", "bench_models")),
-    "host": Suite("host_overhead", "what a call costs the host, and the first call", bench_host),
+    "host": Suite("host_overhead", "what a call costs the host", bench_host),
+    "first_call": Suite("first_call", "the first call of a process, with and without a compiled kernel on disk", bench_first_call),
     "memory": Suite("memory", "memory beyond inputs and outputs", bench_memory),
     "profile": Suite("profile", "what the chip's counters say of every attention step (notebook 88)",
                      Elsewhere("flashmoe_nb.profile", "bench_profile")),
