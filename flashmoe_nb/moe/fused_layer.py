@@ -108,7 +108,7 @@ def combine(rows, pairs, topk_weights, out, splits: int = 1, *, top_k: int | Non
     prepared(key, prepare)(*tensors)
     return out
 
-# %% ../../nbs/66_fused_layer.ipynb #93e998e2
+# %% ../../nbs/66_fused_layer.ipynb #2ff6a8af
 def check_options(tokens, w_gate_up, w_down, b_gate_up, b_down, shared, capacity):
     "Raise `TypeError` or `ValueError` unless the options of `fused_experts` fit tensors that `check_experts` has passed."
     (num_experts, hidden, inter), given = w_down.shape, {}
@@ -126,7 +126,7 @@ def check_options(tokens, w_gate_up, w_down, b_gate_up, b_down, shared, capacity
               f"{name} is {x.dtype} on {x.device}, tokens are {tokens.dtype} on {tokens.device}: they must be alike")
         _need(x.is_contiguous() and x.data_ptr() % 16 == 0, f"{name} must be contiguous and aligned to 16 bytes")
     if capacity is not None:
-        if not isinstance(capacity, int) or isinstance(capacity, bool): raise TypeError(f"capacity must be an int, got {capacity!r}")
+        if not isinstance(capacity, int) or isinstance(capacity, bool): raise TypeError(f"capacity must be int, got {capacity!r}")
         _need(capacity >= 0, f"capacity must not be negative, got {capacity}")
 
 # %% ../../nbs/66_fused_layer.ipynb #9790bffe
@@ -231,7 +231,7 @@ def kernel_times(run, replays: int = 9) -> dict[str, tuple[float, float]]:
         found.setdefault(_name(event.name, products), []).append((span.start - first.time_range.start, span.end - span.start))
     return {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in found.items()}
 
-# %% ../../nbs/66_fused_layer.ipynb #97304c14
+# %% ../../nbs/66_fused_layer.ipynb #a97422fd
 def bench_kernels(quick: bool = False) -> list[dict]:
     "When each kernel of the layer runs in four models: rows of `moe_kernels.json`."
     rows = []
@@ -247,6 +247,7 @@ def bench_kernels(quick: bool = False) -> list[dict]:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph): layer()
             work = kernel_work(num_tokens, num_experts, top_k, hidden, inter, len(routed[1].unique()))
-            rows += [dict(model=model, num_tokens=num_tokens, kernel=name, start_us=start, duration_us=duration,
-                          flops=work[name][0], bytes=work[name][1]) for name, (start, duration) in kernel_times(graph.replay).items()]
+            for name, (start, duration) in kernel_times(graph.replay).items():
+                rows.append(dict(model=model, num_tokens=num_tokens, kernel=name, start_us=start, duration_us=duration,
+                                 flops=work[name][0], bytes=work[name][1]))
     return rows

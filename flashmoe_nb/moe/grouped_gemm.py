@@ -160,7 +160,7 @@ def _prepare(tokens, weights, pairs: Dispatch, out, tile: Tile, gate_up: bool, g
     blocks = _multiprocessors(tokens.device) * tile.blocks_an_sm
     return kernel.prepare(blocks, tile.threads, arguments, tile.shared_bytes, dependent=True)
 
-# %% ../../nbs/64_grouped_gemm.ipynb #eadb4728
+# %% ../../nbs/64_grouped_gemm.ipynb #d61ea018
 _launches: dict = {}
 
 def prepared(key, prepare, *arguments):
@@ -183,7 +183,8 @@ def grouped_gemm(tokens, weights, pairs: Dispatch, out, *, tile: Tile | MmaTile,
     serves one product with `gate_up` and one without: both claim tiles from its counters. All bf16 or fp16 alike and
     contiguous. A `Tile` needs Hopper; an `MmaTile`, which does not split, sm_80. Raises `ValueError` for an empty split."""
     common = (tile, gate_up, gathered, top_k)
-    key = (*common, splits, stream, tokens.shape, weights.shape, pairs.permuted_idx.shape, tokens.dtype, tokens.device, bias is None)
+    key = (*common, splits, stream, bias is None, tokens.shape, weights.shape, pairs.permuted_idx.shape, tokens.dtype,
+           tokens.device)
     if isinstance(tile, MmaTile):
         launch = prepared(key, _prepare_mma, tokens, weights, pairs, out, *common, bias)
         launch(weights, tokens, pairs.permuted_idx if gathered else None, pairs.expert_offsets, pairs.block_offsets, bias, out)

@@ -449,7 +449,9 @@ __global__ void __cluster_dims__(C::CLUSTER, 1, 1) __launch_bounds__(C::THREADS,
     grouped_gemm_kernel(const __grid_constant__ CUtensorMap weights_map, const __grid_constant__ CUtensorMap tokens_map,
                         const typename C::Element* tokens, const int* permuted_idx, const int* expert_offsets,
                         const int* block_offsets, const typename C::Element* bias,  // [num_experts, rows], or null
-                        typename C::Element* out, int* counters, int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
+                        typename C::Element* out,
+                        int* counters,  // [2], tiles claimed by the product with GATE_UP and by the one without
+                        int num_experts, int weight_blocks, int features, int k, int top_k, int splits, int num_slots) {
     auto& s = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
     if (threadIdx.x == 0) initialise(s);
     if (threadIdx.x == 32) {  // the maps themselves must arrive before the first copy
