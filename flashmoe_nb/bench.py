@@ -688,7 +688,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #1616300d
+# %% ../nbs/04_bench.ipynb #f18a3eae
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -703,6 +703,8 @@ SUITES = {
     "moe": Suite("moe_forward", "the expert layer beside torch, transformers and Triton",
                  Elsewhere("flashmoe_nb.moe_bench", "bench_moe")),
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
+    "moe_kernels": Suite("moe_kernels", "when each kernel of the expert layer runs",
+                         Elsewhere("flashmoe_nb.moe.fused_layer", "bench_kernels")),
     "models": Suite("moe_models", "tokens per second of transformers' models, their experts and ours",
                     Elsewhere("flashmoe_nb.integrations.transformers", "bench_models")),
     "host": Suite("host_overhead", "what a call costs the host", bench_host),
