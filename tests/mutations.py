@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -416,8 +416,8 @@ def watched(mutant: Mutant, file: Path, right: str, until: float) -> dict | None
     return row_of(mutant, "; ".join(f"{tool}: {said[tool]}" for tool in TOOLS if said[tool])) | said
 
 
-def on_gpu(workers: int, seconds: float) -> list[dict]:
-    "A random sample of the mutants as they are and under each tool, as many as begin within so many seconds."
+def on_gpu(workers: int, seconds: float):
+    "A random sample of the mutants as they are and under each tool: those that begin within so many seconds."
     until = time.time() + seconds
     chosen = random.Random(0).sample(every_mutant(), SAMPLE)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
@@ -425,7 +425,11 @@ def on_gpu(workers: int, seconds: float) -> list[dict]:
         kept = list(pool.map(watch, [["keep", path, file] for path, file in right.items()]))
         print("right outputs:", dict(zip(right, kept, strict=True)), flush=True)
         tasks = [pool.submit(watched, m, Path(folder, f"{i}.json"), right[m.path], until) for i, m in enumerate(chosen)]
-        return [row for task in tasks if (row := task.result())]
+        rows = []
+        for task in as_completed(tasks):
+            if row := task.result():
+                rows.append(row)
+                bench.write_results(bench.results_folder() / "mutations_sanitized.json", rows)  # a run may be cut short
 
 
 if __name__ == "__main__":
@@ -443,6 +447,6 @@ if __name__ == "__main__":
         keep(*rest)
     elif what == "sanitize":
         seconds = float(rest[1]) if len(rest) > 1 else 600.0
-        bench.write_results(folder / "mutations_sanitized.json", on_gpu(workers, seconds))
+        on_gpu(workers, seconds)
     elif what == "emulate":
         bench.write_results(folder / "mutations.json", on_emulator(workers))
