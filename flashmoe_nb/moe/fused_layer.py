@@ -130,7 +130,9 @@ def check_options(tokens, w_gate_up, w_down, b_gate_up, b_down, shared, capacity
         _need(capacity >= 0, f"capacity must not be negative, got {capacity}")
 
 # %% ../../nbs/66_fused_layer.ipynb #9790bffe
-def on_hopper(tensor) -> bool: return cuda.architecture(tensor.device).capability == (9, 0)
+def on_hopper(tensor) -> bool:
+    "Whether WGMMA and TMA are there: on the emulator too, which plays an sm_90a."
+    return cuda.architecture(tensor.device).capability == (9, 0)
 
 def new_buffers(tokens, slots: int, inter: int, splits: int = 1):
     "Uninitialised: the layer's output, the first product's rows, and the second's, which the permuted tokens share."
