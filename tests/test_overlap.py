@@ -73,9 +73,9 @@ def test_the_rule_names_a_candidate():
 
 
 def test_the_rule_counts_what_tiles_cover():
-    "576 queries are three tiles of 192, or four and a half of 128."
+    "576 queries are three tiles of 192, or four and a half of 128; 640 are five of 128."
     assert step.choose_tile(128, 576, 576, False).block_m == 192
-    assert step.choose_tile(128, 512, 512, False).block_m == 128
+    assert step.choose_tile(128, 640, 640, False).block_m == 128
 
 
 def test_launch_for_the_operation():

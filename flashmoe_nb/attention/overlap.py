@@ -6,9 +6,10 @@
 __all__ = ['OPTIMISATIONS', 'STEP', 'Tile', 'candidates', 'choose_tile', 'instances', 'with_tile', 'overlap', 'launch_overlap',
            'bench_ablation']
 
-# %% ../../nbs/47_overlap.ipynb #7ed852c9
+# %% ../../nbs/47_overlap.ipynb #0a10eabf
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -44,29 +45,32 @@ class Tile(NamedTuple):
         config = (DTYPES[dtype], *self[:5], f"Mask::{'CAUSAL' if causal else 'NONE'}", self.up_to)
         return f"attention_overlap_kernel<Config<{', '.join(map(str, config))}>>"
 
-# %% ../../nbs/47_overlap.ipynb #4341ac08
+# %% ../../nbs/47_overlap.ipynb #9877b662
 STEP = "attention/47_overlap.cu"
-_CANDIDATES = {64: (Tile(64, 4, 64, 4, 2), Tile(64, 3, 128, 4, 2), Tile(64, 3, 96, 4, 2)),
-               128: (Tile(128, 2, 128, 2, 2), Tile(128, 3, 64, 3, 2)),
+_CANDIDATES = {64: (Tile(64, 4, 64, 4, 2), Tile(64, 3, 96, 4, 2), Tile(64, 3, 128, 4, 2)),
+               128: (Tile(128, 3, 64, 3, 2), Tile(128, 2, 128, 2, 2)),
                256: (Tile(256, 2, 64, 2, 1, "RARE_RESCALING"),)}
 
 def candidates(head_dim: int, seqlen: int, causal: bool) -> tuple[Tile, ...]:
     "The tiles worth a try, in the order in which they are preferred where nothing was measured."
     found = next(tiles for padded, tiles in _CANDIDATES.items() if head_dim <= padded)
-    return (found[1], found[0], found[2]) if head_dim <= 64 and seqlen > 4096 and not causal else found
+    return found[::-1] if head_dim <= 64 and seqlen > 4096 and not causal else found
 
-def _covered(tile: Tile, seqlen_q: int, seqlen_k: int) -> int:
-    "How many scores whole tiles compute."
-    return -(-seqlen_q // tile.block_m) * tile.block_m * -(-seqlen_k // tile.block_n) * tile.block_n
+def _covered(tile: Tile, seqlen_q: int, seqlen_k: int) -> float:
+    "How many scores the tiles of a head compute. Where a tile lacks queries, what it lacks counts half."
+    return (-(-seqlen_q // tile.block_m) * tile.block_m + seqlen_q) / 2 * -(-seqlen_k // tile.block_n) * tile.block_n
 
 @functools.lru_cache(maxsize=4096)
 def choose_tile(head_dim: int, seqlen_q: int, seqlen_k: int, causal: bool) -> Tile:
-    "Of the candidates that waste least, the one measured to be fastest at the nearest length, or the first."
+    "The candidate that should take least time, by the nearest measured length; without a table, the one that covers least."
     tiles = candidates(head_dim, seqlen_k, causal)
-    stored = tune.lookup("overlap", dict(head_dim=tiles[0].head_dim, causal=causal), dict(seqlen=seqlen_k))
-    if stored: tiles = (Tile(**stored), *tiles)
-    least = min(_covered(tile, seqlen_q, seqlen_k) for tile in tiles)
-    return next(tile for tile in tiles if _covered(tile, seqlen_q, seqlen_k) <= 1.05 * least)
+    key, table = dict(head_dim=tiles[0].head_dim, causal=causal), tune.read_table(tune.current_architecture())
+    row = tune.nearest([r for r in table if r["step"] == "overlap" and r["key"] == key], dict(seqlen=seqlen_k))
+    def time(tile):
+        covered, measured = _covered(tile, seqlen_q, seqlen_k), row and row["median_ms"].get(str(tuple(tile)))
+        if not row: return covered
+        return measured * covered / _covered(tile, row["near"]["seqlen"], row["near"]["seqlen"]) if measured else math.inf
+    return tune.pick({tile: time(tile) for tile in tiles})
 
 def instances() -> list[tuple[str, str]]:
     "Every `(file, instance)` this step can launch."

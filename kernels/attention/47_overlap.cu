@@ -232,9 +232,16 @@ struct Consumer {
         round_weights();
     }
 
+    // Read by lane 0 for all: it is lane 0 whose arrival lets the producer overwrite it.
+    __device__ __forceinline__ Tile tile_in(int slot) {
+        Tile tile = {};
+        if (lane == 0) tile = smem.tile[slot];
+        return {uniform(tile.m_start), uniform(tile.head), uniform(tile.batch), uniform(tile.num_keys)};
+    }
+
     // The sums of the tile that ends are complete; those of the next one begin.
     __device__ __forceinline__ void close_rows() {
-        const Tile& tile = smem.tile[ended];
+        const Tile tile = tile_in(ended);
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float sum = quad_sum(r.row_sum[h]);
@@ -294,7 +301,7 @@ struct Consumer {
     __device__ __forceinline__ void run() {
         while (true) {
             smem.q.wait(q);
-            const Tile& tile = smem.tile[q.stage];
+            const Tile tile = tile_in(q.stage);
             if (tile.m_start < 0) return;
             m_start = tile.m_start;
             const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
@@ -318,9 +325,9 @@ struct Consumer {
         bool is_open = false, product_is_missing = false;  // a tile whose output has not been written; what it lacks
         for (;; q.next()) {
             smem.q.wait(q);
-            m_start = uniform(smem.tile[q.stage].m_start);
-            const int num_keys = uniform(smem.tile[q.stage].num_keys);
-            const Work work = work_of<C>(num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
+            const Tile tile = tile_in(q.stage);
+            m_start = tile.m_start;
+            const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
             bool joins = m_start >= 0 && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
             int n = work.last;
             if (joins) {
