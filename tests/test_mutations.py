@@ -113,3 +113,12 @@ def test_replay(part):
     "Forty of those that the table says are found, in processes of their own."
     done = subprocess.run([sys.executable, TESTS / "mutations.py", "replay", str(part), "4"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("\n") == 10, done.stdout + done.stderr
+
+
+def test_the_stored_sample_under_the_sanitizer():
+    "Rows of mutants that the table has, each with what the plain run and the tools said."
+    stored = bench.read_results("mutations_sanitized")
+    known = {(row["kernel"], row["mutation"], row["source"]) for row in rows()}
+    sample = [row for row in stored["rows"] if (row["kernel"], row["mutation"], row["source"]) in known]
+    assert len(sample) >= 30 and "H200" in stored["env"]["gpu"]
+    assert all({"run", "racecheck", "synccheck"} <= row.keys() for row in sample)
