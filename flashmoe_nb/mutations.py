@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 
 from . import bench, plots
 
-# %% ../nbs/86_mutations.ipynb #85c5d0c5
+# %% ../nbs/86_mutations.ipynb #e849475a
 RELEASES = [
-    "bar_arrive", "mbar_arrive", "mbar_arrive_cluster", "mbar_arrive_expect_tx", "mbar_expect_tx", "mbar_fence_init",
-    "fence_proxy_async", "fence_proxy_async_global", "cluster_arrive", "cp_async_commit", "cp_async_mbar_arrive", "tma_commit",
-    "wgmma_commit", "st_release", "red_release", "__threadfence"]
+    "bar_arrive", "mbar_arrive", "mbar_arrive_cluster", "mbar_arrive_cluster_relaxed", "mbar_arrive_expect_tx", "mbar_expect_tx",
+    "mbar_fence_init", "fence_proxy_async", "fence_proxy_async_global", "cluster_arrive", "cp_async_commit", "cp_async_mbar_arrive",
+    "tma_commit", "wgmma_commit", "st_release", "red_release", "__threadfence"]
 ACQUIRES = [
     "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "__syncwarp", "bar_sync", "bar_red_or",
     "mbar_wait", "mbar_wait_cluster", "mbar_try_wait", "cluster_wait", "cp_async_wait", "tma_wait", "tma_wait_read",

@@ -268,6 +268,14 @@ def row_of(mutant: Mutant, caught: str) -> dict:
 
 # Survivors and their reasons: path, a piece of the line, the mutation, why.
 SURVIVORS = [
+    ("30_roles", "bar_sync(barrier, PAIR)", "moved", "passes only what a timed variant does"),
+    ("30_roles", "__syncwarp", "dropped", "stands in the variant that is wrong on purpose, which no right run instantiates"),
+    (
+        "60_routing",
+        "all lanes have read the ranks",
+        "",
+        "what the lanes read has gone into votes that none of them passes before all have voted",
+    ),
     ("22_tensor_cores", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
     ("40_cp_async", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
     (
