@@ -9,8 +9,8 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'read_results', 'sdpa_peers', 'usable', 'attention_steps', 'AttentionShape', 'attention_shapes',
            'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'interpolated',
            'with_deviation', 'swept_lengths', 'bench_lengths', 'public_calls', 'expert_layer', 'first_call',
-           'first_calls', 'bench_first_call', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite', 'Elsewhere',
-           'suite_exists', 'SuiteFailed', 'run_bench']
+           'first_calls', 'bench_first_call', 'product_cost', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite',
+           'Elsewhere', 'suite_exists', 'SuiteFailed', 'run_bench']
 
 # %% ../nbs/04_bench.ipynb #5d86cbdf
 import gc
@@ -476,10 +476,10 @@ def step_instances(package: str, words: Sequence[str] = ()) -> list[tuple[str, s
         found += [(path, name) for path, name in listed if not words or any(word in name for word in words)]
     return found
 
-# %% ../nbs/04_bench.ipynb #b01d43f1
+# %% ../nbs/04_bench.ipynb #f26bf552
 def bench_attention(implementations: Mapping[str, Callable], shapes: Sequence[AttentionShape], *, samples: int = 21,
                     warmup: int = 4, dtype: torch.dtype = torch.bfloat16, device=None, peers: bool = True,
-                    slow_ms: float = 12.0, skip_ms: float = 40.0, strict: bool = True,
+                    slow_ms: float = 12.0, skip_ms: float = math.inf, strict: bool = True,
                     progress: bool = True) -> list[dict]:
     """Time attention forward at every shape, torch's backends beside it: rows of `attention_forward.json`.
 
@@ -590,7 +590,7 @@ def expert_layer() -> Callable | None:
         if find_spec(module) and (found := getattr(importlib.import_module(module), "fused_experts", None)): return found
     return None
 
-# %% ../nbs/04_bench.ipynb #c30aa314
+# %% ../nbs/04_bench.ipynb #38f18346
 def first_call(name: str) -> float:
     "Seconds of the first call of a public op in this process, CUDA started before."
     function, make_arguments = public_calls()[name]
@@ -606,7 +606,8 @@ def first_calls(name: str) -> list[dict]:
     code, rows = f"from flashmoe_nb.bench import first_call; print(first_call({name!r}))", []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("empty", "warm"):
-            done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"FLASHMOE_CACHE": cache}, text=True,
+            caches = {"FLASHMOE_CACHE": cache, "CUDA_CACHE_DISABLE": "1"}     # ours, and none of the driver's
+            done = subprocess.run([sys.executable, "-c", code], env=os.environ | caches, text=True,
                                   capture_output=True, timeout=300, check=True)
             rows.append(dict(op=name, cache=state, seconds=float(done.stdout.split()[-1])))
     return rows
@@ -615,7 +616,20 @@ def bench_first_call(quick: bool = False) -> list[dict]:
     "The first call of each public op. Rows of `first_call.json`."
     return [row for name in public_calls() for row in first_calls(name)]
 
-# %% ../nbs/04_bench.ipynb #964bfce8
+# %% ../nbs/04_bench.ipynb #3235ecca
+def product_cost(groups: int = 64, repetitions: int = 5) -> float:
+    "Milliseconds of one m64n64k16 on the emulator, on one core: a long run less a short one, which leaves out the launch."
+    kernel = cuda.compile("common/products.cu", "products_kernel")
+    x, y = torch.ones(64, 64, dtype=torch.bfloat16), torch.empty(128)
+    def seconds(groups):
+        start = perf_counter()
+        kernel.launch(1, 128, (x, y, groups), workers=1)
+        return perf_counter() - start
+    short, long = (min(seconds(n) for _ in range(repetitions)) for n in (1, 1 + groups))
+    if not (y == 64 * (1 + groups)).all(): raise AssertionError("the products are wrong")
+    return 1e3 * (long - short) / (4 * groups)
+
+# %% ../nbs/04_bench.ipynb #0f70d52c
 def bench_host(quick: bool = False) -> list[dict]:
     "Host time of a warm call, outputs allocated: torch's cheapest, torch's attention, every step, every public op."
     def arguments(): return [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
@@ -629,7 +643,9 @@ def bench_host(quick: bool = False) -> list[dict]:
     return [dict(op=name, **timing.row("us")) for name, timing in timings.items()]
 
 def bench_emulator(quick: bool = False) -> list[dict]:
-    "Time of the attention steps on the emulator, one head: µs for each score. Rows of `emulator_cost.json`."
+    """Time of the attention steps on the emulator, one head, and of one WGMMA: rows of `emulator_cost.json`.
+
+    `us_per_score` is the time for each query and key; the row of `m64n64k16` has only `median_ms`, on one core."""
     rows, steps = [], {name: step for name, step in attention_steps().items() if name != "flashmoe_nb"}
     for seqlen in (64,) if quick else (64, 128):
         inputs = [[torch.randn(1, 1, seqlen, 64, dtype=torch.bfloat16) for _ in range(3)] for _ in range(3)]
@@ -637,7 +653,7 @@ def bench_emulator(quick: bool = False) -> list[dict]:
         timings = compare({name: steps[name] for name in names}, inputs, warmup=1, samples=3)
         rows += [dict(impl=name, seqlen=seqlen, head_dim=64, **timing.row(),
                       us_per_score=1e3 * timing.median_ms / seqlen**2) for name, timing in timings.items()]
-    return rows
+    return [*rows, dict(impl="m64n64k16", median_ms=product_cost())]
 
 # %% ../nbs/04_bench.ipynb #1f3af13d
 def bench_memory(quick: bool = False) -> list[dict]:
@@ -688,12 +704,12 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #f18a3eae
+# %% ../nbs/04_bench.ipynb #d72bd8fd
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
     print(f"compiled {precompile(instances)} instances")
-    return bench_attention(attention_steps(), attention_shapes(quick), samples=7 if quick else 21, strict=False)
+    return bench_attention(attention_steps(), attention_shapes(quick), samples=7 if quick else 21, skip_ms=40.0, strict=False)
 
 SUITES = {
     "attention": Suite("attention_forward", "the speed of attention forward, torch's backends beside it", _attention_suite),

@@ -45,12 +45,14 @@ def _attention_meta(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     lse_shape = (q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]) if return_lse else 0
     return torch.empty_like(q), q.new_empty(lse_shape, dtype=torch.float32)
 
-# %% ../nbs/78_ops.ipynb #ada033b2
+# %% ../nbs/78_ops.ipynb #41c6ca86
 def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, names=("q", "k", "v"), seqlen_dim: int = 2):
-    "Attention: out, and with `return_lse` also lse `[batch, heads, seqlen]`. Raises `TypeError`, `ValueError`, `NotImplementedError`."
+    "Attention: out, and with `return_lse` also lse `[batch, heads, seqlen]`."
     plain = type(q) is torch.Tensor and q.is_cuda and not torch.compiler.is_compiling()
-    if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        try: return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+    if plain:
+        try:
+            if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+                return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
         except (AttributeError, IndexError, TypeError, ValueError): pass    # raised below, in the caller's terms
     check_qkv(q, k, v, names, seqlen_dim)
     if q.device.type == "cpu": return _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
@@ -96,7 +98,7 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
     result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
     return (*result, None) if return_attn_probs else result
 
-# %% ../nbs/78_ops.ipynb #b7a92254
+# %% ../nbs/78_ops.ipynb #896ef622
 _library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids) -> Tensor")
 torch.library.impl(_library, "experts_forward", "CUDA")(fused_layer.fused_experts)
 torch.library.impl(_library, "experts_forward", "Meta")(lambda tokens, *_: torch.empty_like(tokens))
@@ -104,7 +106,8 @@ torch.library.impl(_library, "experts_forward", "Meta")(lambda tokens, *_: torch
 def _refuse_gradients(*tensors):
     "A CUDA call that would have to record a gradient raises."
     if torch.is_grad_enabled() and any([getattr(x, "requires_grad", False) for x in tensors]):
-        raise NotImplementedError("experts on CUDA tensors have no backward yet: call them under torch.no_grad(), or on CPU tensors")
+        raise NotImplementedError("experts on CUDA tensors have no backward yet: "
+                                  "call them under torch.no_grad(), or on CPU tensors")
 
 def _on_cpu(x) -> bool: return isinstance(x, torch.Tensor) and x.device.type == "cpu"
 

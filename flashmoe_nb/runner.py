@@ -61,7 +61,7 @@ def failure_in(name: str, cell, count: int, error) -> Failure:
     line = int(lines[0])
     return Failure(f"{place}, line {line}", said, (cell.source.splitlines() + [""] * line)[line - 1].strip())
 
-# %% ../nbs/05_runner.ipynb #eda09b95
+# %% ../nbs/05_runner.ipynb #25039cd9
 RUN_FOLDER = ".run"
 CHECK = "application/vnd.flashmoe.check+json"
 MEASUREMENT = "application/vnd.flashmoe.measurement+json"
@@ -69,7 +69,9 @@ MEASUREMENT = "application/vnd.flashmoe.measurement+json"
 def kernel_environment(root: Path, name: str) -> dict[str, str]:
     "The environment of the process that runs a notebook."
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PLOTLY_RENDERER": "plotly_mimetype", "JPY_SESSION_NAME": f"nbs/{name}", "PYTHONPATH": path}
+    quiet = "ignore:IProgress not found"      # said by progress bars where no one looks; the message holds a path of the machine
+    return os.environ | {"PLOTLY_RENDERER": "plotly_mimetype", "JPY_SESSION_NAME": f"nbs/{name}", "PYTHONPATH": path,
+                         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))}
 
 def _client(book, folder: Path):
     from jupyter_client.kernelspec import KernelSpecManager

@@ -147,7 +147,8 @@ def test_a_map_of_one_layout_serves_many_tensors(device):
     kernel = cuda.Kernel("scratch/box.cu", "box_kernel")
     many = torch.randn(5, 16, 8, device=device)
     layout = cuda.map_layout(many[0].shape, many[0].stride(), many.dtype, (4, 8), "none")
-    assert layout is cuda.map_layout(many[1].shape, many[1].stride(), many.dtype, (4, 8), "none") is cuda.TensorMap(many[2], (4, 8)).layout
+    assert layout is cuda.map_layout(many[1].shape, many[1].stride(), many.dtype, (4, 8), "none")
+    assert layout is cuda.TensorMap(many[2], (4, 8)).layout
     y = torch.empty(32, device=device)
     prepared = kernel.prepare(1, 32, (layout.map(many[0]), y))
     for tensor in many:
