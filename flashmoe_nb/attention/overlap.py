@@ -45,7 +45,7 @@ class Tile(NamedTuple):
         config = (DTYPES[dtype], *self[:5], f"Mask::{'CAUSAL' if causal else 'NONE'}", self.up_to)
         return f"attention_overlap_kernel<Config<{', '.join(map(str, config))}>>"
 
-# %% ../../nbs/47_overlap.ipynb #9877b662
+# %% ../../nbs/47_overlap.ipynb #f5c1f9fb
 STEP = "attention/47_overlap.cu"
 _CANDIDATES = {64: (Tile(64, 4, 64, 4, 2), Tile(64, 3, 96, 4, 2), Tile(64, 3, 128, 4, 2)),
                128: (Tile(128, 3, 64, 3, 2), Tile(128, 2, 128, 2, 2)),
@@ -60,16 +60,26 @@ def _covered(tile: Tile, seqlen_q: int, seqlen_k: int) -> float:
     "How many scores the tiles of a head compute. Where a tile lacks queries, what it lacks counts half."
     return (-(-seqlen_q // tile.block_m) * tile.block_m + seqlen_q) / 2 * -(-seqlen_k // tile.block_n) * tile.block_n
 
+def _unevenness(tile: Tile, seqlen_q: int, heads: int, causal: bool, num_sms: int) -> float:
+    "Time with whole rounds of tiles over time with fractions of them. Causal tiles differ in size and even out."
+    tiles = -(-seqlen_q // tile.block_m) * heads
+    return 1.0 if causal else -(-tiles // num_sms) * num_sms / tiles
+
 @functools.lru_cache(maxsize=4096)
-def choose_tile(head_dim: int, seqlen_q: int, seqlen_k: int, causal: bool) -> Tile:
-    "The candidate that should take least time, by the nearest measured length; without a table, the one that covers least."
+def choose_tile(head_dim: int, seqlen_q: int, seqlen_k: int, causal: bool, heads: int = 1024, num_sms: int = 132) -> Tile:
+    """The candidate that should take least time for `heads` (of all batches together): by the nearest measured length, what
+    a tile covers beyond the sequence, and how evenly tiles divide among the SMs. Without a table the measured time is left out."""
     tiles = candidates(head_dim, seqlen_k, causal)
     key, table = dict(head_dim=tiles[0].head_dim, causal=causal), tune.read_table(tune.current_architecture())
     row = tune.nearest([r for r in table if r["step"] == "overlap" and r["key"] == key], dict(seqlen=seqlen_k))
+    def cost(tile, seqlen_q, seqlen_k, heads):
+        return _covered(tile, seqlen_q, seqlen_k) * _unevenness(tile, seqlen_q, heads, causal, num_sms)
     def time(tile):
-        covered, measured = _covered(tile, seqlen_q, seqlen_k), row and row["median_ms"].get(str(tuple(tile)))
-        if not row: return covered
-        return measured * covered / _covered(tile, row["near"]["seqlen"], row["near"]["seqlen"]) if measured else math.inf
+        here = cost(tile, seqlen_q, seqlen_k, heads)
+        if not row: return here
+        length, measured = row["near"]["seqlen"], row["median_ms"].get(str(tuple(tile)))
+        there = cost(tile, length, length, 16384 // length * (2048 // tiles[0].head_dim))     # the tuner's shapes
+        return measured * here / there if measured else math.inf
     return tune.pick({tile: time(tile) for tile in tiles})
 
 def instances() -> list[tuple[str, str]]:
@@ -115,7 +125,7 @@ def _prepare(problem: Problem, q, k, v, out, lse, causal: bool, scale: float, ti
     arguments = (*maps, lse, _next_counter(q.device), *problem[:5], _heads_per_group(problem), scale)
     return cuda.compile(source, tile.instance(q.dtype, causal)).prepare(grid, tile.threads, arguments, tile.shared_bytes)
 
-# %% ../../nbs/47_overlap.ipynb #14e9ec46
+# %% ../../nbs/47_overlap.ipynb #c3d44329
 _known: dict[tuple, tuple[Problem, cuda.Prepared]] = {}      # launches of calls that need no copy of an input
 
 def _key(q, k, v, *rest) -> tuple:
@@ -131,7 +141,8 @@ def _prepare_call(problem, q, k, v, causal: bool, softmax_scale, tile: Tile | No
     if scale <= 0: q, scale = q * (-1 if scale < 0 else 0), -scale or 1.0      # the kernel scales the maximum, too
     if not (k.numel() and q.numel()): return None, (q, k, v)
     q, k, v = map(_mappable, (q, k, v))
-    tile = tile or choose_tile(problem.head_dim, problem.seqlen_q, problem.seqlen_k, causal)
+    tile = tile or choose_tile(problem.head_dim, problem.seqlen_q, problem.seqlen_k, causal, problem.batch * problem.num_heads,
+                               _num_sms(q.device))
     launch = _prepare(problem, q, k, v, *new_outputs(q, problem, True), causal, scale, tile, source)
     if all(x is y for x, y in zip((q, k, v), given, strict=True)):
         if len(_known) >= 4096: _known.clear()
