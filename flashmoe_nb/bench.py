@@ -9,8 +9,8 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'read_results', 'sdpa_peers', 'usable', 'attention_steps', 'AttentionShape', 'attention_shapes',
            'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'interpolated',
            'with_deviation', 'swept_lengths', 'bench_lengths', 'public_calls', 'expert_layer', 'first_call',
-           'first_calls', 'bench_first_call', 'product_cost', 'bench_host', 'bench_emulator', 'bench_memory', 'Suite',
-           'Elsewhere', 'suite_exists', 'SuiteFailed', 'run_bench']
+           'first_calls', 'bench_first_call', 'product_cost', 'bench_host', 'checked', 'bench_emulator', 'bench_memory',
+           'Suite', 'Elsewhere', 'suite_exists', 'SuiteFailed', 'run_bench']
 
 # %% ../nbs/04_bench.ipynb #5d86cbdf
 import gc
@@ -630,7 +630,7 @@ def product_cost(groups: int = 64, repetitions: int = 5) -> Timing:
     if not (y == 64 * (1 + groups)).all(): raise AssertionError("the products are wrong")
     return Timing(samples, "host clock")
 
-# %% ../nbs/04_bench.ipynb #d7576ee1
+# %% ../nbs/04_bench.ipynb #9c239ba8
 def bench_host(quick: bool = False) -> list[dict]:
     "Host time of a warm call, outputs allocated: torch's cheapest, torch's attention, every step, every public op."
     def arguments(): return [torch.randn(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
@@ -643,11 +643,19 @@ def bench_host(quick: bool = False) -> list[dict]:
         timings[name] = host_time(call, one_argument, rounds=rounds)
     return [dict(op=name, **timing.row("us")) for name, timing in timings.items()]
 
+def checked(step: Callable) -> Callable:
+    "The step with every check of the emulator."
+    def run(*tensors, **options):
+        with cuda.emulation(check=("race", "init", "memory")): return step(*tensors, **options)
+    return run
+
 def bench_emulator(quick: bool = False) -> list[dict]:
     """Time of the attention steps on the emulator, one head, and of one WGMMA: rows of `emulator_cost.json`.
 
-    `us_per_score` is the time for each query and key; `m64n64k16`, on one core, is 64 queries, 64 keys and 16 columns."""
+    "…, checked" is the step with all checks. `us_per_score` is the time for each query and key; `m64n64k16`, on one core,
+    is 64 queries, 64 keys and 16 columns."""
     rows, steps = [], {name: step for name, step in attention_steps().items() if name != "flashmoe_nb"}
+    steps |= {f"{name}, checked": checked(step) for name, step in steps.items()}
     for seqlen in (64,) if quick else (64, 128):
         inputs = [[torch.randn(1, 1, seqlen, 64, dtype=torch.bfloat16) for _ in range(3)] for _ in range(3)]
         names = usable(steps, *inputs[0])
