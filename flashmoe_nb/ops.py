@@ -140,17 +140,7 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
         return torch.ops.flashmoe_nb.experts_forward(*arguments)
     return fused_layer.fused_experts(*arguments, **options)
 
-# %% ../nbs/78_ops.ipynb #6803bbbb
-def _check_layer(tokens, expert_weights, routing_weights):
-    "The two weights of a layer, if the logits fit them. Raises `TypeError` or `ValueError`."
-    if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
-        raise TypeError("expert_weights must be a pair (w_gate_up, w_down)")
-    check_logits(routing_weights, 1, "softmax")
-    wanted = [len(tokens), len(expert_weights[1])]
-    if list(routing_weights.shape) != wanted:
-        raise ValueError(f"routing_weights must be [num_tokens, num_experts] = {wanted}, got {list(routing_weights.shape)}")
-    return expert_weights
-
+# %% ../nbs/78_ops.ipynb #cb09f20d
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",
               routing_options: dict | None = None, **options):
     """A whole Mixture-of-Experts layer, from the router's logits to the combined output `[num_tokens, hidden]`.
@@ -164,7 +154,8 @@ def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renorm
         _refuse_gradients(tokens, routing_weights)
         settings = dict(renormalize=renormalize, scoring=scoring, routing_options=routing_options)
         return fused_layer.fused_moe(tokens, expert_weights, routing_weights, top_k, **settings, **options)
-    w_gate_up, w_down = _check_layer(tokens, expert_weights, routing_weights)
+    w_gate_up, w_down = fused_layer.check_layer(tokens, expert_weights, routing_weights)
+    check_logits(routing_weights, top_k, scoring)
     settings = dict(renormalize=renormalize, scoring=scoring)
     if routing_options: chosen = routing(routing_weights, top_k, **settings, **routing_options)
     else: chosen = reference.route(routing_weights, top_k, **settings, dtype=torch.float32)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'TOP_K', 'MODELS', 'kernel_work', 'instances', 'check_experts', 'permute', 'combine', 'check_options',
-           'on_hopper', 'new_buffers', 'shared_expert', 'fused_experts', 'fused_moe', 'kernel_times', 'bench_kernels']
+           'on_hopper', 'new_buffers', 'shared_expert', 'fused_experts', 'check_layer', 'fused_moe', 'kernel_times',
+           'bench_kernels']
 
 # %% ../../nbs/66_fused_layer.ipynb #f04b68f2
 import statistics
@@ -188,7 +189,17 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     combine(y, pairs, None if weigh_inputs else weights, out, plan.splits, top_k=top_k, shared=extra)
     return (out, pairs.dropped) if return_dropped else out
 
-# %% ../../nbs/66_fused_layer.ipynb #048c4b5e
+# %% ../../nbs/66_fused_layer.ipynb #6b19d0d5
+def check_layer(tokens, expert_weights, routing_weights):
+    "The two weights of a layer, if they are two and the logits' shape fits. Raises `TypeError` or `ValueError`."
+    if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
+        raise TypeError("expert_weights must be a pair (w_gate_up, w_down)")
+    if all(isinstance(x, torch.Tensor) for x in (tokens, expert_weights[1], routing_weights)):
+        shape = [len(tokens), len(expert_weights[1])]
+        _need(list(routing_weights.shape) == shape,
+              f"routing_weights must be [num_tokens, num_experts] = {shape}, got {list(routing_weights.shape)}")
+    return expert_weights
+
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",
               routing_options: dict | None = None, **options):
     """A whole Mixture-of-Experts layer: route, dispatch, gate and up, down, combine; `[num_tokens, hidden]`.
@@ -197,13 +208,7 @@ def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renorm
     `[num_experts, hidden, inter]`); routing_weights are the router's logits `[num_tokens, num_experts]`, float32, bf16 or
     fp16. `scoring`, `renormalize` and `routing_options` go to `routing`: OLMoE wants renormalize=False. Other `options`
     and everything else as in `fused_experts`. Raises `TypeError` or `ValueError` before anything runs."""
-    if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
-        raise TypeError("expert_weights must be a pair (w_gate_up, w_down)")
-    w_gate_up, w_down = expert_weights
-    if isinstance(routing_weights, torch.Tensor) and isinstance(w_down, torch.Tensor) and isinstance(tokens, torch.Tensor):
-        shape = [len(tokens), len(w_down)]
-        _need(list(routing_weights.shape) == shape,
-              f"routing_weights must be [num_tokens, num_experts] = {shape}, got {list(routing_weights.shape)}")
+    w_gate_up, w_down = check_layer(tokens, expert_weights, routing_weights)
     topk_weights, topk_ids = routing(routing_weights, top_k, scoring=scoring, renormalize=renormalize, **routing_options or {})
     return fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options)
 
