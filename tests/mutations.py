@@ -5,6 +5,7 @@ python tests/mutations.py                  all of them on the emulator; rewrites
 python tests/mutations.py sanitize         a sample under compute-sanitizer, on a GPU; writes mutations_sanitized.json
 python tests/mutations.py replay K N       every N-th of the mutants that the stored table says are found, from number K"""
 
+import hashlib
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -130,8 +132,15 @@ def access_patterns(device):
     return results
 
 
+def tensor_core_products(device):
+    x, y = torch.arange(64 * 64, device=device).remainder(7).to(torch.bfloat16), torch.zeros(128, device=device)
+    cuda.compile("common/products.cu", "products_kernel").launch(1, 128, [x, y, 3])
+    return [y]
+
+
 RUNS = of_steps() | {
     "common/access.cu": [access_patterns],
+    "common/products.cu": [tensor_core_products],
     "attention/47_overlap.cu": [
         overlap_tile(64, 2, 64, 2, 2),
         overlap_tile(64, 2, 64, 2, 2, growth=100.0),
@@ -361,8 +370,18 @@ def on_emulator(workers: int) -> list[dict]:
 
 # ---- on a GPU, under compute-sanitizer ----
 
-TOOLS = ("racecheck", "synccheck")  # memcheck and initcheck do not look at synchronisation
+TOOLS = ("racecheck", "synccheck", "memcheck", "initcheck")
 SAMPLE = 60
+
+
+def sample(number: int) -> list[Mutant]:
+    "So many mutants at random, and mostly the same ones after some kernels have changed: those whose hashes are smallest."
+    seen, order = Counter(), {}
+    for mutant in every_mutant():
+        key = mutant.path, mutant.call, mutant.how, mutant.source
+        seen[key] += 1
+        order[hashlib.sha256(repr((*key, seen[key])).encode()).hexdigest()] = mutant
+    return [order[digest] for digest in sorted(order)[:number]]
 
 
 def on_chip(path: str) -> list[list[bytes]]:
@@ -374,25 +393,32 @@ def keep(path: str, file: str):
     Path(file).write_bytes(pickle.dumps(on_chip(path)))
 
 
-def run_once(file: str, right: str):
-    "The same run of a mutant; prints whether the output is right."
+def run_once(file: str, right: str, seconds: str):
+    "The same run of a mutant; prints whether the output is right. It ends by itself, or by an alarm."
     mutant = Mutant(**json.loads(Path(file).read_text()))
     register(mutant)
+    signal.alarm(int(seconds))
     same = on_chip(mutant.path) == pickle.loads(Path(right).read_bytes())
     print("right output" if same else "wrong output")
+
+
+OBJECTION = (
+    "Error|Barrier error|Invalid|Warning|Program hit|Missing|Divergent|Uninitialized|Misaligned|Illegal|Internal|Fatal"
+    "|Race reported|RACECHECK SUMMARY: [1-9]"
+)
 
 
 def found_in(text: str) -> str:
     "The first thing that compute-sanitizer objects to in its page, shortened."
     for line in text.splitlines():
-        if re.match(r"=+ (Error|Barrier error|Invalid|Warning|Program hit|Missing|Divergent|RACECHECK SUMMARY: [1-9])", line):
+        if re.match(rf"=+ ({OBJECTION})", line) and "Process didn't terminate" not in line:
             return line.strip("= ")[:160]
     return ""
 
 
-def watch(words: list[str], tool: str | None = None, seconds: int = 30) -> str:
-    """What one run shows: nothing, `wrong output`, `does not end`, or what the tool or the driver says. Some ten seconds
-    of the time go into starting Python, torch, the GPU and the tool."""
+def watch(words: list[str], tool: str | None = None, seconds: int = 60) -> str:
+    """What one run shows: nothing, `wrong output`, `does not end`, or what the tool or the driver says. Most of the time
+    goes into starting Python, torch, the GPU and the tool; a mutant's own run has 20 seconds."""
     command = [sys.executable, __file__, *words]
     if tool:
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
@@ -404,40 +430,70 @@ def watch(words: list[str], tool: str | None = None, seconds: int = 30) -> str:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             return "does not end"
-    if said := found_in(text):
+    if tool and (said := found_in(text)):
         return said
     if "right output" in text or (not child.returncode and words[0] == "keep"):
         return ""
-    return "wrong output" if "wrong output" in text else (text.strip().splitlines() or ["nothing"])[-1][:160]
+    if "wrong output" in text:
+        return "" if tool else "wrong output"
+    if child.returncode == -signal.SIGALRM:
+        return "does not end"
+    return f"stops: {(text.strip().splitlines() or [''])[-1][:160]}"
 
 
-def watched(mutant: Mutant, file: Path, right: str, until: float) -> dict | None:
-    "The row of one mutant; None if the time is up before it begins."
-    if time.time() > until:
-        return None
-    file.write_text(json.dumps(mutant._asdict()))
-    words = ["run", str(file), right]
-    said = {"run": watch(words)}
-    for tool in TOOLS:  # what does not end by itself does not end under a tool either
-        said[tool] = said["run"] if said["run"] == "does not end" else watch(words, tool)
-    print(f"{mutant}: {said}", flush=True)
-    return row_of(mutant, "; ".join(f"{tool}: {said[tool]}" for tool in TOOLS if said[tool])) | said
+def objects(said: str) -> bool:
+    "Whether a tool objected. A run that ends in no way that it knows is no objection."
+    return bool(said) and said != "does not end" and not said.startswith("stops")
 
 
-def on_gpu(workers: int, seconds: float):
+def verdict(said: dict, right: dict) -> str:
+    "What the tools object to in a mutant and not in the right kernel."
+    tools = [tool for tool in TOOLS if objects(said.get(tool, "")) and not objects(right.get(tool, ""))]
+    return "; ".join(f"{tool}: {said[tool]}" for tool in tools)
+
+
+class Watching:
+    "Mutants and the right kernels, as they are and under each tool, so many at a time until the time is up."
+
+    def __init__(self, chosen: list[Mutant], folder: str, until: float):
+        self.chosen, self.until = chosen, until
+        self.files = [Path(folder, f"{i}.json") for i in range(len(chosen))]
+        self.right = {path: f"{folder}/{i}.right" for i, path in enumerate({mutant.path: 0 for mutant in chosen})}
+        self.said = {key: {} for key in [*self.right, *range(len(chosen))]}  # by tool, by kernel or number of the mutant
+        for mutant, file in zip(chosen, self.files, strict=True):
+            file.write_text(json.dumps(mutant._asdict()))
+
+    def look(self, key, tool: str | None = None):
+        if time.time() > self.until or (tool and self.said[key].get("run") == "does not end"):
+            return
+        right = isinstance(key, str)
+        words = ["keep", key, self.right[key]] if right else ["run", str(self.files[key]), self.right[self.chosen[key].path], "20"]
+        if right and tool:
+            words[2] += f".{tool}"
+        self.said[key][tool or "run"] = said = watch(words, tool)
+        print(f"{key if right else self.chosen[key]} {tool or 'run'}: {said}", flush=True)
+
+    def rows(self) -> list[dict]:
+        found = []
+        for number, mutant in enumerate(self.chosen):
+            said, right = self.said[number], self.said[mutant.path]
+            if said.get("run") == "does not end" or set(said) >= {"run", "racecheck", "synccheck"}:
+                always = [tool for tool in TOOLS if objects(right.get(tool, ""))]
+                found.append(row_of(mutant, verdict(said, right)) | said | dict(objects_to_the_right_kernel=always))
+        return found
+
+
+def on_gpu(workers: int, seconds: float, number: int = SAMPLE):
     "A random sample of the mutants as they are and under each tool: those that begin within so many seconds."
-    until = time.time() + seconds
-    chosen = random.Random(0).sample(every_mutant(), SAMPLE)
+    file, env = bench.results_folder() / "mutations_sanitized.json", bench.environment()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        right = {path: f"{folder}/{i}.right" for i, path in enumerate({mutant.path: 0 for mutant in chosen})}
-        kept = list(pool.map(watch, [["keep", path, file] for path, file in right.items()]))
-        print("right outputs:", dict(zip(right, kept, strict=True)), flush=True)
-        tasks = [pool.submit(watched, m, Path(folder, f"{i}.json"), right[m.path], until) for i, m in enumerate(chosen)]
-        rows = []
-        for task in as_completed(tasks):
-            if row := task.result():
-                rows.append(row)
-                bench.write_results(bench.results_folder() / "mutations_sanitized.json", rows)  # a run may be cut short
+        watching = Watching(sample(number), folder, time.time() + seconds)
+        kernels, numbers = list(watching.right), range(number)
+        list(pool.map(watching.look, kernels))  # what mutants are compared with
+        list(pool.map(watching.look, numbers))  # who does not end is not watched again
+        tasks = [pool.submit(watching.look, key, tool) for tool in TOOLS for key in [*kernels, *numbers]]
+        for _ in as_completed(tasks):  # written each time, as a run may be cut short
+            bench.write_results(file, watching.rows(), env=env)
 
 
 if __name__ == "__main__":
@@ -454,7 +510,6 @@ if __name__ == "__main__":
     elif what == "keep":
         keep(*rest)
     elif what == "sanitize":
-        seconds = float(rest[1]) if len(rest) > 1 else 600.0
-        on_gpu(workers, seconds)
+        on_gpu(workers, *map(int, rest[1:] or ["600"]))
     elif what == "emulate":
         bench.write_results(folder / "mutations.json", on_emulator(workers))
