@@ -678,9 +678,27 @@ def test_peers_of_another_run_are_whole():
 def test_counters_of_several_launches():
     head = '"ID","Kernel Name","smsp__inst_executed.sum","launch__registers_per_thread"\n"","","inst","register/thread"\n'
     page = "==PROF== Connected\n" + head + '"0","attention_a","1,234","168"\n"1","attention_b","7","n/a"\n'
-    assert profile.parse_launches(page) == [{"instructions": 1234, "registers": 168}, {"instructions": 7}]
+    first, second = {"instructions": 1234, "registers": 168}, {"instructions": 7}
+    assert profile.parse_launches(page) == [("attention_a", first), ("attention_b", second)]
     with pytest.raises(ValueError, match="no permission"):
         profile.parse_launches("==ERROR== no permission")
+
+
+def test_launches_belong_to_the_target_before_them(capsys):
+    one, two = profile.Target((dict(impl="a"),), None), profile.Target((dict(kernel="up"), dict(kernel="down")), None)
+    mark = ("spin_kernel(long)", {"instructions": 9})
+    launches = [mark, ("attention_a", {"instructions": 1}), mark, ("grouped_gemm", {"instructions": 2}), ("nvjet", {"instructions": 3})]
+    rows = [dict(impl="a", instructions=1), dict(kernel="up", instructions=2), dict(kernel="down", instructions=3)]
+    assert profile.match_launches([one, two], launches) == rows
+    assert profile.match_launches([two, two], launches) == rows[1:] and "1 launches" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="2 targets"):
+        profile.match_launches([one], launches)
+
+
+def test_rows_of_the_profile_have_names():
+    rows = [row for target in profile.targets() for row in target.rows]
+    names = list(map(profile.label_of, rows))
+    assert len(set(names)) == len(names) and {"tiling", "D=128 causal 512, ours", "qwen3 16, down, ours"} <= set(names)
 
 
 # On a GPU
