@@ -7,7 +7,7 @@ __all__ = ['ROW_KEYS', 'TABLE_LENGTHS', 'SUITES', 'HostClock', 'CudaClock', 'Tim
            'Measurement', 'Prediction', 'predict', 'attention_flops', 'attention_bytes', 'moe_flops', 'moe_bytes',
            'expected_touched', 'host_time', 'peak_memory', 'environment', 'results_folder', 'write_results',
            'read_results', 'sdpa_peers', 'usable', 'attention_steps', 'AttentionShape', 'attention_shapes',
-           'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'interpolated',
+           'right_ones', 'precompile', 'step_instances', 'bench_attention', 'launch_copy', 'neighbours', 'interpolated',
            'with_deviation', 'swept_lengths', 'bench_lengths', 'public_calls', 'expert_layer', 'first_call',
            'first_calls', 'bench_first_call', 'product_cost', 'bench_host', 'checked', 'bench_emulator', 'bench_memory',
            'Suite', 'Elsewhere', 'suite_exists', 'SuiteFailed', 'run_bench']
@@ -305,15 +305,17 @@ def environment() -> dict[str, Any]:
                 cuda=torch.version.cuda, nvrtc=nvrtc, torch=torch.__version__, cupy=cupy.__version__ if cupy else None,
                 commit=commit, dirty=dirty, date=datetime.now(UTC).isoformat(timespec="seconds"))
 
-# %% ../nbs/04_bench.ipynb #3a456b9b
+# %% ../nbs/04_bench.ipynb #9bc23584
 _ATTENTION_KEYS = ("impl", "dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal",
                    "median_ms", "min_ms", "max_ms", "samples", "tflops")
+_EXPERT_KEYS = ("impl", "model", "num_tokens", "num_experts", "top_k", "hidden", "inter", "dtype", "median_us", "min_us", "max_us",
+                "samples", "touched_experts", "seed", "tflops", "weight_GBps")
 ROW_KEYS = {
     "attention_forward": _ATTENTION_KEYS,
     "attention_backward": _ATTENTION_KEYS,
     "attention_lengths": _ATTENTION_KEYS,
-    "moe_forward": ("impl", "model", "num_tokens", "num_experts", "top_k", "hidden", "inter", "dtype", "median_us",
-                    "min_us", "max_us", "samples", "touched_experts", "seed", "tflops", "weight_GBps"),
+    "moe_forward": _EXPERT_KEYS,
+    "moe_lengths": _EXPERT_KEYS,
     "moe_parts": ("part", "impl", "num_tokens", "num_experts", "top_k", "median_us", "min_us", "max_us", "samples"),
     "host_overhead": ("op", "median_us"),
     "first_call": ("op", "cache", "seconds"),
@@ -534,11 +536,17 @@ def launch_copy(x: Tensor) -> Tensor:
     cuda.compile("common/copy.cu", "copy_kernel").launch(-(-x.numel() // 256), 256, (x, y, x.numel()))
     return y
 
-# %% ../nbs/04_bench.ipynb #9ead57dc
+# %% ../nbs/04_bench.ipynb #bab02a3b
+def neighbours(listed: Iterable[float], x: float) -> tuple[float, float] | None:
+    "The largest listed value that is not above x and the smallest not below it; None where one is missing."
+    listed = sorted(listed)
+    left, right = [value for value in listed if value <= x], [value for value in listed if value >= x]
+    return (left[-1], right[0]) if left and right else None
+
 def interpolated(known: Mapping[int, float], x: float) -> float | None:
     "The value at x on the line through the known points left and right of it, over log x; None outside of them."
-    left, right = max((k for k in known if k <= x), default=None), min((k for k in known if k >= x), default=None)
-    if left is None or right is None: return None
+    if not (between := neighbours(known, x)): return None
+    left, right = between
     if left == right: return known[left]
     share = math.log(x / left) / math.log(right / left)
     return known[left] * (1 - share) + known[right] * share
@@ -714,7 +722,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #d72bd8fd
+# %% ../nbs/04_bench.ipynb #7aafc9a4
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -728,6 +736,8 @@ SUITES = {
                               Elsewhere("flashmoe_nb.attention.overlap", "bench_ablation")),
     "moe": Suite("moe_forward", "the expert layer beside torch, transformers and Triton",
                  Elsewhere("flashmoe_nb.moe_bench", "bench_moe")),
+    "moe_lengths": Suite("moe_lengths", "the expert layer between the listed numbers of tokens",
+                         Elsewhere("flashmoe_nb.moe_bench", "bench_moe_lengths")),
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
     "moe_kernels": Suite("moe_kernels", "when each kernel of the expert layer runs",
                          Elsewhere("flashmoe_nb.moe.fused_layer", "bench_kernels")),

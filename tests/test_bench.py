@@ -620,6 +620,55 @@ def test_rows_of_the_expert_layer(tmp_path):
     assert row["weight_GBps"] == pytest.approx(touched * 3 * 128 * 64 * 2 / 2e-3 / 1e9)
 
 
+def layer_row(num_tokens, times, *, impl="flashmoe_nb", touched=8):
+    "A row of the tiny layer with a time for each set of inputs."
+    shape = dict(num_tokens=num_tokens, touched_experts=touched, **TINY._asdict())
+    return dict(impl=impl, model="tiny", samples=list(times) * 3) | shape
+
+
+def test_a_number_of_tokens_off_the_list_is_expected_on_the_line_over_work():
+    machine = dict(some_tflops=1.0, copy_TBps=1.0)
+    weights = TINY.weight_bytes / 1e6  # µs for an expert, at 1 TB/s
+
+    def time(num_tokens, touched):  # of a layer that does nothing but move bytes and compute, one after the other
+        work = bench.moe_flops(num_tokens, 2, 128, 64) / 1e6 + touched * weights + 4 * num_tokens * 128 / 1e6
+        return 7.0 + 3.0 * work
+
+    rows = [layer_row(n, [time(n, e)] * 3, touched=e) for n, e in ((1, 2), (3, 5), (16, 8), (40, 8), (128, 8))]
+    rows[3]["samples"] = [1.25 * s for s in rows[3]["samples"]]
+    found = {row["num_tokens"]: row for row in moe_bench.between(rows, machine, (1, 16, 128))}
+    assert found[3]["deviation"] == pytest.approx(0) and found[40]["deviation"] == pytest.approx(0.25)
+    assert [n for n, row in found.items() if "deviation" not in row] == [1, 16, 128]
+    # Routings that touch different numbers of experts all count.
+    mixed, = moe_bench.between([layer_row(4, [1.0, 1.0, 4.0])], machine, ())
+    assert mixed["time_us"] == pytest.approx(2.0)
+
+
+def test_the_lead_over_the_best_peer_is_compared_with_the_neighbours():
+    rows = [layer_row(n, [1.0] * 3) for n in (16, 64, 256)]
+    rows += [layer_row(n, [t] * 3, impl=peer) for peer, slower in (("a", 1.0), ("b", 2.0)) for n, t in
+             ((16, 2 * slower), (64, 1.5 * slower), (256, 4 * slower))]
+    timed = [row for impl in ("flashmoe_nb", "a", "b") for row in
+             moe_bench.between([r for r in rows if r["impl"] == impl], dict(some_tflops=1.0, copy_TBps=1.0), (16, 256))]
+    found = {row["num_tokens"]: row for row in moe_bench.leads(timed, (16, 256))}
+    assert [found[n]["lead"] for n in (16, 64, 256)] == [2.0, 1.5, 4.0]
+    assert found[64]["lead_deviation"] == pytest.approx(1.5 / 3.0 - 1) and "lead_deviation" not in found[16]
+    fig = moe_bench.plot_between(list(found.values()), "lead_deviation")
+    assert list(fig.data[0].x) == [16, 64, 256] and fig.data[0].y[1] == pytest.approx(-50)
+
+
+def test_neighbours():
+    assert bench.neighbours((1, 16, 128), 20) == (16, 128) and bench.neighbours((1, 16), 16) == (16, 16)
+    assert bench.neighbours((1, 16), 17) is None and bench.neighbours((), 1) is None
+
+
+def test_a_part_of_the_tokens_is_checked(capsys):
+    routed, weights = moe_bench.draw_inputs(TINY, 33, sets=1)[0], moe_bench.draw_weights(TINY)
+    def broken(at): return lambda *arguments: moe_bench.naive_loop(*arguments).index_fill(0, torch.tensor([at]), 9.0)
+    layers = dict(right=moe_bench.naive_loop, first=broken(0), last=broken(32))
+    assert moe_bench.right_layers(layers, routed, weights, "a test", most=4) == ["right"]
+
+
 # The scoreboard
 
 
@@ -687,7 +736,8 @@ def test_counters_of_several_launches():
 def test_launches_belong_to_the_target_before_them(capsys):
     one, two = profile.Target((dict(impl="a"),), None), profile.Target((dict(kernel="up"), dict(kernel="down")), None)
     mark = ("spin_kernel(long)", {"instructions": 9})
-    launches = [mark, ("attention_a", {"instructions": 1}), mark, ("grouped_gemm", {"instructions": 2}), ("nvjet", {"instructions": 3})]
+    products = [("grouped_gemm", {"instructions": 2}), ("nvjet", {"instructions": 3})]
+    launches = [mark, ("attention_a", {"instructions": 1}), mark, *products]
     rows = [dict(impl="a", instructions=1), dict(kernel="up", instructions=2), dict(kernel="down", instructions=3)]
     assert profile.match_launches([one, two], launches) == rows
     assert profile.match_launches([two, two], launches) == rows[1:] and "1 launches" in capsys.readouterr().out
