@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RUN_FOLDER', 'CHECK', 'MEASUREMENT', 'PLOTLY', 'PNG', 'PNG_BYTES', 'is_skipped', 'Failure', 'excerpt', 'failure_in',
-           'kernel_environment', 'Result', 'records', 'execute', 'prepare', 'select', 'run', 'summary',
+           'kernel_environment', 'Result', 'records', 'execute', 'prepare', 'select', 'at_once', 'run', 'summary',
            'notebook_count', 'closing_table', 'StoreError', 'with_outputs', 'index_hosts', 'private', 'scrub',
            'find_chromium', 'draw', 'add_images', 'write_archive', 'read_archive', 'stored', 'store']
 
-# %% ../nbs/05_runner.ipynb #ab872ed5
+# %% ../nbs/05_runner.ipynb #8208d050
+import asyncio
 import copy
 import functools
 import io
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +100,23 @@ def records(book, mime: str) -> list[dict]:
     return [output["data"][mime] for cell in book.cells for output in cell.get("outputs", ())
             if mime in output.get("data", {})]
 
-# %% ../nbs/05_runner.ipynb #4168e746
-def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 600, on_cell=lambda done: None) -> Result:
+# %% ../nbs/05_runner.ipynb #0c396485
+@asynccontextmanager
+async def _process(client, environment: dict[str, str]):
+    "The notebook's own process. However the block is left, the process has ended afterwards."
+    await client.async_start_new_kernel(env=environment)
+    in_order = False
+    try:
+        await client.async_start_new_kernel_client()
+        yield
+        in_order = True
+    finally:                       # what an exception leaves behind may not react to a polite request
+        await client.km.shutdown_kernel(now=not in_order)
+        await client.km.cleanup_resources()
+        if client.kc is not None: client.kc.stop_channels()
+
+# %% ../nbs/05_runner.ipynb #91af7707
+async def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 600, on_cell=lambda done: None) -> Result:
     """Run a notebook from the top in a fresh process; the executed copy goes to `.run/`, failed or not.
 
     `timeout`: seconds for all cells together. `on_cell` is called with the number of cells done."""
@@ -110,15 +127,13 @@ def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 600, o
     client = _client(book, root / RUN_FOLDER)
     cell = None
     try:
-        with client.setup_kernel(cleanup_kc=True, env=kernel_environment(root, notebook.name)):
-            client.shutdown_kernel = "immediate"     # what an exception leaves behind may not react to anything else
+        async with _process(client, kernel_environment(root, notebook.name)):
             deadline = time.monotonic() + timeout
             for index, cell in enumerate(book.cells):
                 client.timeout = max(1, round(deadline - time.monotonic()))
-                if not is_skipped(cell.source, backend): client.execute_cell(cell, index)
+                if not is_skipped(cell.source, backend): await client.async_execute_cell(cell, index)
                 result.cells = index + 1
                 on_cell(result.cells)
-            client.shutdown_kernel = "graceful"
     except (CellTimeoutError, CellExecutionError, DeadKernelError) as error:
         said = f"still running after {timeout:g} s" if isinstance(error, CellTimeoutError) else error
         result.failure = failure_in(f"nbs/{notebook.name}", cell, client.code_cells_executed, said)
@@ -144,7 +159,7 @@ def select(root: Path, names) -> list[Path]:
         if not paths: raise FileNotFoundError(f"no notebook {name!r}; there are {', '.join(p.stem for p in found)}")
     return [p for p in found if not names or any(p in paths for paths in chosen.values())]
 
-# %% ../nbs/05_runner.ipynb #26eefabc
+# %% ../nbs/05_runner.ipynb #9dbffe74
 def _progress(console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     return Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -152,21 +167,31 @@ def _progress(console):
 
 def _count_cells(notebook: Path) -> int: return len(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
 
+def at_once(backend: str) -> int:
+    "How many notebooks run side by side: on a GPU one, since they measure; on the emulator one for each core, four at most."
+    return 1 if backend == "cuda" else min(4, os.cpu_count() or 1)
+
 def run(root: Path, chosen: list[Path], backend: str, console, *, timeout: float = 600) -> list[Result]:
-    "Execute notebooks one after another, with progress on a rich `Console`; a failing one does not stop the others."
+    """Execute notebooks, `at_once` many side by side, with progress on a rich `Console`; a failing one does not stop the others.
+
+    The results come in the order of `chosen`."""
     prepare(root)
-    results = []
-    with _progress(console) as progress:
-        for notebook in chosen:
+    async def one(notebook: Path) -> Result:
+        async with turn:
             task = progress.add_task(notebook.stem, total=_count_cells(notebook), verdict="")
-            result = execute(root, notebook, backend, timeout=timeout,
-                             on_cell=lambda done, task=task: progress.update(task, completed=done))
-            verdict = "failed" if result.failure else "ok"
-            progress.update(task, verdict=verdict)
-            if not console.is_terminal: _say(console, f"{result.name:24} {verdict:6} {result.seconds:6.1f} s")
-            if result.failure: _say(console, str(result.failure))
-            results.append(result)
-    return results
+            result = await execute(root, notebook, backend, timeout=timeout,
+                                   on_cell=lambda done: progress.update(task, completed=done))
+            progress.update(task, verdict="failed" if result.failure else "ok")
+            _report(console, result)
+            return result
+    async def every(): return await asyncio.gather(*map(one, chosen))
+    turn = asyncio.Semaphore(at_once(backend))
+    with _progress(console) as progress: return asyncio.run(every())
+
+def _report(console, result: Result):
+    if not console.is_terminal:
+        _say(console, f"{result.name:24} {'failed' if result.failure else 'ok':6} {result.seconds:6.1f} s")
+    if result.failure: _say(console, str(result.failure))
 
 def _say(console, text: str): console.print(text, markup=False, highlight=False, soft_wrap=True)
 

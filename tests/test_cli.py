@@ -132,6 +132,25 @@ class TestRun:
         assert results[0].failure is None and results[0].cells == 8
         assert "10_good" in shown and "8/8" in shown and "━" in shown
 
+    def test_side_by_side_on_the_emulator_only(self, root, monkeypatch):
+        import asyncio
+
+        from rich.console import Console
+        for name in "20_second", "30_third": write_notebook(root / "nbs" / f"{name}.ipynb", "1")
+        here, most = set(), {}
+        async def execute(root, notebook, backend, **options):
+            here.add(notebook.stem)
+            await asyncio.sleep(0.01)
+            most[backend] = max(most.get(backend, 0), len(here))
+            here.remove(notebook.stem)
+            return Result(notebook.stem)
+        monkeypatch.setattr(runner, "execute", execute)
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        for backend in "emulator", "cuda":
+            results = runner.run(root, runner.notebooks(root), backend, Console(quiet=True))
+            assert [result.name for result in results] == ["10_good", "20_second", "30_third"]
+        assert most == {"emulator": 2, "cuda": 1}
+
 
 class TestSummary:
     def test_of_a_failure(self):
