@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -420,6 +421,33 @@ def test_bench_attention(tmp_path, capsys):
         assert len(row["samples"]) == 3 and row["dtype"] == "bf16"
         flops = bench.attention_flops(1, 2, 32, 32, 32, row["causal"])
         assert row["tflops"] == pytest.approx(flops / row["median_ms"] / 1e9)
+
+
+def test_rounds_come_one_after_the_other_and_are_kept(monkeypatch):
+    now, shapes = FalseTime(), [bench.AttentionShape(1, 1, seqlen, 8, False) for seqlen in (64, 128)]
+    speeds = iter((1.0, 2.0, 4.0))  # of the machine, in each round
+
+    def op(q, k, v, *, causal):
+        now.calls.append(("op", q.shape[2]))
+        now.time += 0.001 * machine["slower"]
+        return reference.attention(q, k, v, causal=causal, dtype=q.dtype)
+
+    machine, draw = {}, bench._drawn
+
+    def drawn(shape, *rest):
+        if shape == shapes[0]: machine["slower"] = next(speeds)
+        return draw(shape, *rest)
+
+    monkeypatch.setattr(bench, "_drawn", drawn)
+    monkeypatch.setattr(bench, "HostClock", partial(bench.HostClock, now))
+    monkeypatch.setattr(bench, "check_attention", lambda *args, **kwargs: SimpleNamespace(passed=True))
+    rows = bench.bench_attention(dict(op=op, once=op), shapes, samples=5, peers=False, rounds=3, again=("op",), progress=False)
+    ours = [row for row in rows if row["impl"] == "op"]
+    assert [row["rounds_ms"] for row in ours] == [pytest.approx([1.0, 2.0, 4.0])] * 2
+    assert all(len(row["samples"]) == 15 and row["median_ms"] == pytest.approx(2.0) for row in ours)
+    assert [row["tflops"] * row["median_ms"] for row in ours] == pytest.approx(
+        [bench.attention_flops(1, 1, s, s, 8) / 1e9 for s in (64, 128)])
+    assert all("rounds_ms" not in row and len(row["samples"]) == 5 for row in rows if row["impl"] == "once")
 
 
 def test_a_call_that_would_take_long_is_left_out(capsys, monkeypatch):
