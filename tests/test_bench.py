@@ -730,10 +730,31 @@ def test_ladder_in_markdown(tmp_path, monkeypatch):
     assert "| 10 tiling | 20 | 50 | 25.0 | 1.50 |" in scoreboard.ladder_markdown()
 
 
-def test_efficiency_is_bytes_and_operations_over_the_time():
-    machine = {"some_tflops": 1.0, "copy_TBps": 1.0}
-    row = dict(num_tokens=1, top_k=2, hidden=1000, inter=1000, touched_experts=2, median_us=48.008)  # 12.004 MB and 12 MFLOP
-    assert scoreboard.with_efficiency([row], machine)[0]["efficiency"] == pytest.approx(0.5)
+def test_rounds_of_the_scoreboard():
+    timed = (("a", 512, [2.0, 1.0, 4.0]), ("b", 512, [2.0, 4.0, 4.0]), ("a", 1024, None), ("b", 1024, None))
+    rows = [attention_row(impl=impl, seqlen_q=n, median_ms=2.0, tflops=10.0) | (dict(rounds_ms=rounds) if rounds else {})
+            for impl, n, rounds in timed]
+    rounds = scoreboard.round_ratios(rows, "a", "b")
+    short, long = (64, False, 512), (64, False, 1024)
+    assert rounds == [{short: 1.0, long: 1.0}, {short: 4.0}, {short: 1.0}]
+    assert scoreboard.median_cells(rounds) == {short: 1.0, long: 1.0} and scoreboard.median_mean(rounds) == 1.0
+    assert scoreboard.rounds_summary(rounds[:2]) == "geometric mean 2.500 (in 2 rounds 1.000, 4.000), cells from 1.00 to 2.50"
+    assert scoreboard.round_ratios(rows, "a", "c") == [] and scoreboard.median_cells([]) == {}
+
+
+def test_an_aim_is_judged_by_what_is_shown():
+    aims = [scoreboard.Aim("fast", 1.1, 1.0996), scoreboard.Aim("slow", 1.1, 1.094), scoreboard.Aim("short", 10, 10.4, " s", True),
+            scoreboard.Aim("long", 10, 10.6, " s", True)]
+    assert [aim.met for aim in aims] == [True, False, False, False]
+    assert scoreboard.aims_table(aims[2:]).rows == [["short", "≤ 10 s", "10.4 s", "missed"], ["long", "≤ 10 s", "10.6 s", "missed"]]
+
+
+def test_the_most_frequent_waits_are_named():
+    row = {"stall: issued": 5.0, "stall: barrier": 1.0, "stall: global memory": 3.0, "stall: dispatch": 1.5, "impl": "dense",
+           "model": "m", "num_tokens": 1, "kernel": "down", "tensor pipe": 50.4}
+    assert scoreboard.reasons(row) == "global memory 29%, dispatch 14%"
+    table = scoreboard.counters_table([row])
+    assert table.rows[0][:3] == ["m 1, down, dense", "50", "–"] and table.rows[0][-1] == scoreboard.reasons(row)
 
 
 def test_every_step_has_its_number():
