@@ -176,12 +176,13 @@ def plot_stalls(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     shares = {reason: [100 * row.get(f"stall: {reason}", 0) / total for row, total in zip(rows, totals, strict=True)]
               for reason in STALLS}
     shown = {reason: share for reason, share in shares.items() if max(share) >= 4}
+    colour = dict(zip(STALLS, (*plots.PALETTE, "#7f9c3b", "#5b62b3"), strict=True))      # the same in every step's figure
     shown["other"] = [100 - sum(parts) for parts in zip(*shown.values(), strict=True)]
     for reason, share in shown.items():
         fig.add_bar(y=list(map(label_of, rows)), x=share, name=reason, orientation="h",
-                    marker_color=plots.INK if reason == "other" else None,
+                    marker_color=colour.get(reason, plots.INK),
                     hovertemplate=f"{reason}: %{{x:.1f}}%<extra>%{{y}}</extra>")
-    fig.update_layout(barmode="stack", legend=dict(y=-0.3, yanchor="top", traceorder="normal"), margin_b=110)
+    fig.update_layout(barmode="stack", legend_traceorder="normal", margin_b=110)
     return fig.update_yaxes(autorange="reversed", showgrid=False)
 
 def plot_units(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
