@@ -13,13 +13,16 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 from workbook_reader import plotly_figure
 
-from flashmoe_nb.plots import plot_speed
+from flashmoe_nb.plots import AMBER, plot_speed
+from flashmoe_nb.scoreboard import best_of, layer_times
+from flashmoe_nb.workbook import PEERS
 
 RESULTS = pages.ROOT / "nbs" / "results"
 PUBLIC = "flashmoe_nb"  # the public operation, which runs the fastest step
-NAMES = {PUBLIC: "public operation", "sdpa_math": "torch SDPA, math", "sdpa_efficient": "torch SDPA, memory-efficient",
-         "sdpa_flash": "torch SDPA, flash", "sdpa_cudnn": "torch SDPA, cuDNN",
-         "sdpa_default": "torch SDPA, default"}  # fmt: skip
+NAMES = {PUBLIC: "public operation", **PEERS, "sdpa_default": "torch SDPA, default", "dense": "dense products",
+         "torch_grouped_mm": "torch, grouped_mm", "triton": "a Triton kernel", "naive_loop": "a loop over experts",
+         "transformers_grouped_mm": "transformers, grouped_mm", "transformers_batched_mm": "transformers, batched_mm",
+         "transformers_eager": "transformers, eager"}  # fmt: skip
 SHAPE = ("dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal")
 CASE = ("head_dim", "num_heads", "causal", "dtype")  # rows that agree in these differ in length and batch
 
@@ -30,11 +33,16 @@ def load(name):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def attention_steps():
-    """`impl` → page, for the notebooks that export an attention step; those of the first stage prepare the steps."""
+def steps_of(kind):
+    """Module name → page, for the notebooks that export a step of `attention` or `moe`; the first stage prepares them."""
     ground = next(iter(pages.STAGES.values()))
-    steps = [p for p in pages.notebooks() if (p.module or "").startswith("attention.") and p.stage != ground]
+    steps = [p for p in pages.notebooks() if (p.module or "").startswith(f"{kind}.") and p.stage != ground]
     return {page.module.rpartition(".")[2]: page for page in steps}
+
+
+def attention_steps():
+    """`impl` → page, for the attention steps."""
+    return steps_of("attention")
 
 
 def label(impl, steps, folder="nbs/"):
@@ -116,6 +124,27 @@ def ladder(result, steps, folder="nbs/"):
     return table(["step", "what it is", "TFLOP/s", " "], rows, "<<><") + "\n" + caption
 
 
+def layer_ladder(steps, folder="nbs/"):
+    """The steps of the expert layer: links, and what they are."""
+    return table(["step", "what it is"], [[label(name, steps, folder), page.summary] for name, page in steps.items()], "<<")
+
+
+def layer_table(result):
+    """The expert layer at given routing: µs by model and tokens, ours beside the best peer of the same run, and which."""
+    if result is None:
+        return "Not measured yet.\n"
+    times = {r["impl"]: layer_times(result["rows"], r["impl"]) for r in result["rows"]}
+    ours, dense = times.pop(PUBLIC), times.pop("dense")
+    best, rows = best_of(times), []
+    for (model, tokens), peer in best.items():
+        name = next(n for n, found in times.items() if found.get((model, tokens)) == peer)
+        own, both = ours[model, tokens], dense.get((model, tokens))
+        rows.append([f"{model}, {tokens:,}", significant(own, 4), significant(peer, 4), NAMES.get(name, name), f"{peer / own:.2f}",
+                     f"{both / own:.2f}" if both else "–"])  # fmt: skip
+    head = ["model, tokens", "ours (µs)", "best peer (µs)", "which", "peer / ours", "dense / ours"]
+    return provenance(result) + "\n" + table(head, rows, "<>><>>")
+
+
 def speed_tables(rows, steps, folder="nbs/"):
     """For each head_dim, number of heads, mask and dtype: implementation × sequence length → TFLOP/s."""
     groups = defaultdict(list)
@@ -156,15 +185,34 @@ def speed(result, steps, folder="nbs/"):
     slowest, *_, fastest = sorted(row["tflops"] for row in rows)
     if fastest > 20 * slowest:  # the first steps beside a library: on a linear axis they would all lie on zero
         figure.update_yaxes(type="log", rangemode="normal", tickvals=[n * 10**e for e in range(-2, 4) for n in (1, 2, 5)])
-    html = plotly_figure(json.loads(figure.to_json()))
+    html = plotly_figure(json.loads(tell_apart(figure, steps).to_json()))
     return "\n".join([provenance(result), note, html, "", speed_tables(rows, steps, folder)])
+
+
+def tell_apart(figure, steps):
+    """Colours for many lines: steps run through the hues in their order, peers are grey and dotted, ours stands out."""
+    peers = [name for name in dict.fromkeys(t.name for t in figure.data) if name not in steps and name != PUBLIC]
+    for trace in figure.data:
+        impl = trace.name
+        if impl in steps:
+            rank = 1 + list(steps).index(impl)
+            hue = 200 + 250 * rank / len(steps)
+            trace.update(name=steps[impl].label, legendrank=rank, line=dict(color=f"hsl({hue % 360:.0f}, 48%, 54%)", width=1.6))
+        elif impl == PUBLIC:
+            trace.update(name=NAMES[impl], legendrank=900, line=dict(color=AMBER, width=3.5))
+        else:
+            symbol = ("square", "diamond", "cross", "x", "triangle-up")[peers.index(impl) % 5]
+            trace.update(name=NAMES.get(impl, impl), marker_symbol=symbol, line=dict(color="#8a8f98", width=1.4, dash="dot"))
+    return figure
 
 
 def rows_of(result, columns, steps, folder="nbs/"):
     """The named columns of every row, as a table."""
     if result is None:
         return "Not measured yet.\n"
-    rows = result["rows"]
+    named = next((column for column in columns if column in ("impl", "op")), None)
+    order = in_order([row[named] for row in result["rows"]], steps) if named else []
+    rows = sorted(result["rows"], key=lambda row: order.index(row[named])) if named else result["rows"]
     body = [[cell(column, row[column], steps, folder) for column in columns] for row in rows]
     align = ["<" if isinstance(rows[0][column], str) else ">" for column in columns]
     return provenance(result) + "\n" + table([heading(c) for c in columns], body, align)
@@ -172,7 +220,7 @@ def rows_of(result, columns, steps, folder="nbs/"):
 
 def cell(column, value, steps, folder):
     """One value as a table shows it."""
-    if column == "impl":
+    if column == "impl" or (column == "op" and (value in steps or value in NAMES)):
         return label(value, steps, folder)
     return significant(value) if isinstance(value, float) else str(value)
 
@@ -206,7 +254,14 @@ class Ladder(Measured):
     """`{ladder}`: the steps and their speed at one shape."""
 
     def markdown(self, result, folder):
-        return ladder(result, attention_steps(), folder)
+        return ladder(result, attention_steps(), folder) + "\n" + layer_ladder(steps_of("moe"), folder)
+
+
+class Layer(Measured):
+    """`{layer} moe_forward`: the expert layer beside its peers."""
+
+    def markdown(self, result, folder):
+        return layer_table(result)
 
 
 class Speed(Measured):
@@ -225,6 +280,6 @@ class Rows(Measured):
 
 
 def setup(app):
-    for directive in (Ladder, Speed, Rows):
+    for directive in (Ladder, Layer, Speed, Rows):
         app.add_directive(directive.__name__.lower(), directive)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

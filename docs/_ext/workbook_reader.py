@@ -70,13 +70,28 @@ def mark_code_cell(cell):
     cell.metadata["tags"] = tags
 
 
+def described(figure):
+    """What a figure is, in words: its title, or what it has on its axes, and the names of what it shows."""
+    layout = figure.get("layout", {})
+
+    def title(part):
+        text = (part or {}).get("title", "")
+        return re.sub(r"<[^>]*>", " ", text.get("text") or "" if isinstance(text, dict) else text)
+
+    axes = " over ".join(filter(None, (title(layout.get("yaxis")), title(layout.get("xaxis")))))
+    names = list(dict.fromkeys(trace["name"] for trace in figure.get("data", []) if trace.get("name")))
+    parts = [title(layout), axes, ", ".join(names) if len(names) < 20 else f"{len(names)} series"]
+    return "Figure: " + ("; ".join(filter(None, parts)) or "a plot")
+
+
 def plotly_figure(figure):
     """HTML for one Plotly figure, a dict of data, layout and perhaps frames; workbook.js draws it."""
     # "</" would end the script element early.
     text = json.dumps(figure, separators=(",", ":")).replace("</", "<\\/")
     height = figure.get("layout", {}).get("height", 450)
     return (
-        f'<div class="plotly-figure" style="min-height: {int(height)}px">'
+        f'<div class="plotly-figure" role="group" aria-label="{html.escape(described(figure))}" '
+        f'style="min-height: {int(height)}px">'
         f'<script type="application/json">{text}</script></div>'
     )
 

@@ -49,6 +49,28 @@
     return update;
   }
 
+  // Arrow keys do what a pointer does with a figure's slider (left, right) or its menu (up, down).
+  const KEYS = { ArrowLeft: ["sliders", -1], ArrowRight: ["sliders", 1], ArrowUp: ["updatemenus", -1], ArrowDown: ["updatemenus", 1] };
+
+  async function onKey(event, target) {
+    const [kind, by] = KEYS[event.key] || [];
+    const control = kind && (target.layout[kind] || [])[0];
+    if (!control) return;
+    event.preventDefault();
+    const entries = control.steps || control.buttons;
+    const next = Math.min(Math.max((control.active || 0) + by, 0), entries.length - 1);
+    await Plotly.relayout(target, { [`${kind}[0].active`]: next });
+    await Plotly[entries[next].method](target, ...entries[next].args);
+  }
+
+  function addKeys(box, target) {
+    const { sliders, updatemenus } = target.layout;
+    if (!sliders && !updatemenus) return;
+    box.tabIndex = 0;
+    box.title = [sliders && "← → move the slider", updatemenus && "↑ ↓ choose from the menu"].filter(Boolean).join(", ");
+    box.addEventListener("keydown", (event) => onKey(event, target));
+  }
+
   async function drawFigure(box) {
     const figure = JSON.parse(box.querySelector("script").textContent);
     const layout = { ...figure.layout, autosize: true };
@@ -58,6 +80,7 @@
     const config = { displaylogo: false, ...figure.config, responsive: true };
     await Plotly.newPlot(target, { ...figure, layout, config });
     await Plotly.relayout(target, pageLayout(layout));
+    addKeys(box, target);
     box.target = target;
     box.dataset.drawn = root.dataset.theme;
   }
