@@ -305,7 +305,7 @@ def environment() -> dict[str, Any]:
                 cuda=torch.version.cuda, nvrtc=nvrtc, torch=torch.__version__, cupy=cupy.__version__ if cupy else None,
                 commit=commit, dirty=dirty, date=datetime.now(UTC).isoformat(timespec="seconds"))
 
-# %% ../nbs/04_bench.ipynb #9bc23584
+# %% ../nbs/04_bench.ipynb #9d31513e
 _ATTENTION_KEYS = ("impl", "dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal",
                    "median_ms", "min_ms", "max_ms", "samples", "tflops")
 _EXPERT_KEYS = ("impl", "model", "num_tokens", "num_experts", "top_k", "hidden", "inter", "dtype", "median_us", "min_us", "max_us",
@@ -318,7 +318,7 @@ ROW_KEYS = {
     "moe_lengths": _EXPERT_KEYS,
     "moe_parts": ("part", "impl", "num_tokens", "num_experts", "top_k", "median_us", "min_us", "max_us", "samples"),
     "host_overhead": ("op", "median_us"),
-    "first_call": ("op", "cache", "seconds"),
+    "first_call": ("op", "cache", "seconds", "kernels", "torch_seconds", "cuda_seconds", "package_seconds"),
     "memory": ("impl", "what", "num_tokens", "extra_bytes"),
     "emulator_cost": ("impl", "seqlen", "head_dim", "median_ms", "samples", "us_per_score"),
     "emulator_vs_ncu": ("kernel", "metric", "emulator", "ncu"),
@@ -624,26 +624,40 @@ def expert_layer() -> Callable | None:
         if find_spec(module) and (found := getattr(importlib.import_module(module), "fused_experts", None)): return found
     return None
 
-# %% ../nbs/04_bench.ipynb #38f18346
-def first_call(name: str) -> float:
-    "Seconds of the first call of a public op in this process, CUDA started before."
+# %% ../nbs/04_bench.ipynb #83f22e7e
+def first_call(name: str) -> dict:
+    "Of the first call of a public op in this process, CUDA started before: `seconds`, and `kernels`, how many were compiled."
     function, make_arguments = public_calls()[name]
-    arguments = make_arguments()
+    arguments, before = make_arguments(), _cached_kernels()
     torch.cuda.synchronize()
     start = perf_counter()
     function(*arguments)
     torch.cuda.synchronize()
-    return perf_counter() - start
+    return dict(seconds=perf_counter() - start, kernels=_cached_kernels() - before)
+
+def _cached_kernels() -> int: return len(list(cuda.cache_dir().glob("cubin/*.bin")))
+
+_FIRST_CALL = """import json, sys, time
+def seconds(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+def start_cuda(): sys.modules["torch"].zeros(1, device="cuda").item()
+found = dict(torch_seconds=seconds(lambda: __import__("torch")), cuda_seconds=seconds(start_cuda),
+             package_seconds=seconds(lambda: __import__("flashmoe_nb.bench")))
+from flashmoe_nb.bench import first_call
+print(json.dumps(found | first_call(sys.argv[1])))"""
 
 def first_calls(name: str) -> list[dict]:
-    "The first call with an empty cache and with a warm one, each in a new process: rows of `first_call.json`."
-    code, rows = f"from flashmoe_nb.bench import first_call; print(first_call({name!r}))", []
-    with tempfile.TemporaryDirectory() as cache:
+    "The first call with empty caches and with warm ones, each in a new process: rows of `first_call.json`."
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        own = {key: f"{folder}/{key}" for key in ("FLASHMOE_CACHE", "CUDA_CACHE_PATH", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR",
+                                                  "XDG_CACHE_HOME")}
         for state in ("empty", "warm"):
-            caches = {"FLASHMOE_CACHE": cache, "CUDA_CACHE_DISABLE": "1"}     # ours, and none of the driver's
-            done = subprocess.run([sys.executable, "-c", code], env=os.environ | caches, text=True,
+            done = subprocess.run([sys.executable, "-c", _FIRST_CALL, name], env=os.environ | own, text=True,
                                   capture_output=True, timeout=300, check=True)
-            rows.append(dict(op=name, cache=state, seconds=float(done.stdout.split()[-1])))
+            rows.append(dict(op=name, cache=state) | json.loads(done.stdout.splitlines()[-1]))
     return rows
 
 def bench_first_call(quick: bool = False) -> list[dict]:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'FAINT', 'PALETTE', 'BLUE', 'AMBER', 'GREEN', 'PURPLE', 'RED', 'TEAL', 'OLIVE', 'PINK', 'COLOURS',
-           'TEMPLATE', 'figure', 'colours', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'short', 'with_menu',
-           'plot_bars', 'with_slider']
+           'TEMPLATE', 'figure', 'colours', 'dashes', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'short',
+           'with_menu', 'plot_bars', 'with_slider']
 
-# %% ../nbs/03_plots.ipynb #5e7d7bf6
+# %% ../nbs/03_plots.ipynb #574d7d58
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -29,7 +30,7 @@ TEMPLATE = go.layout.Template(layout=dict(
     title=dict(font_size=15, x=0, xref="paper", y=1, yref="container", yanchor="top", pad=dict(t=8)),
     legend=dict(orientation="h", x=0, y=0, yref="container", yanchor="bottom"), shapedefaults=dict(line_color=INK)))
 
-# %% ../nbs/03_plots.ipynb #ca5b5c1e
+# %% ../nbs/03_plots.ipynb #44f3c9bf
 def figure(*, x: str, y: str, title: str | None = None, log_x: bool = False, log_y: bool = False,
            height: int = 380) -> go.Figure:
     "An empty figure in the workbook's look. `x` and `y` are axis titles with their units."
@@ -43,6 +44,14 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     taken = {COLOURS[name] for name in names if name in COLOURS}
     free = cycle([colour for colour in PALETTE if colour not in taken] or PALETTE)
     return {name: COLOURS.get(name) or next(free) for name in names}
+
+def dashes(names: Sequence[str]) -> dict[str, str]:
+    "A dash for each name, so that lines of one colour differ: libraries that have a colour of their own are dashed."
+    colour, used, found = colours(names), Counter(), {}
+    for name in names:
+        found[name] = "dash" if name in COLOURS and name.startswith("sdpa") else ("solid", "dot", "dashdot")[used[colour[name]] % 3]
+        used[colour[name]] += 1
+    return found
 
 # %% ../nbs/03_plots.ipynb #8d6aa608
 def plot_masks(masks: Mapping[str, Tensor], height: int = 300) -> go.Figure:
@@ -80,7 +89,7 @@ def plot_roofline(points: Sequence[Mapping], ceilings: Mapping[str, float], titl
                         hovertemplate=f"{name}<br>{speed:.3g} TFLOP/s, {speed / roof:.0%} of the roof<extra></extra>")
     return fig
 
-# %% ../nbs/03_plots.ipynb #b5b4983e
+# %% ../nbs/03_plots.ipynb #91c368d2
 def _case(row: Mapping, keys: Sequence[str]) -> str:
     "The menu's words for a row."
     words = {"causal": "causal" if row.get("causal") else "not causal"}
@@ -94,13 +103,13 @@ def plot_speed(rows: Sequence[Mapping], x: str = "seqlen_q", *, y: str = "tflops
     `ceiling` is in the unit of y. Keys of `menu` in which the rows differ become the entries of a drop-down menu."""
     keys = [key for key in menu if len({row[key] for row in rows if key in row}) > 1]
     cases = list(dict.fromkeys(_case(row, keys) for row in rows))
-    colour = colours(list(dict.fromkeys(row["impl"] for row in rows)))
-    fig = figure(x=x, y=unit, title=title, log_x=True)
+    impls = list(dict.fromkeys(row["impl"] for row in rows))
+    colour, dash, fig = colours(impls), dashes(impls), figure(x=x, y=unit, title=title, log_x=True)
     for case in cases:
         for impl in colour:
             line = sorted((r for r in rows if r["impl"] == impl and _case(r, keys) == case), key=lambda r: r[x])
             fig.add_scatter(x=[r[x] for r in line], y=[r[y] for r in line], name=impl, mode="lines+markers", meta=case,
-                            line_color=colour[impl], visible=case == cases[0],
+                            line=dict(color=colour[impl], dash=dash[impl]), visible=case == cases[0],
                             text=[_hover(r, y, ceiling) for r in line],
                             hovertemplate=f"{impl}, {x} %{{x}}<br>%{{y:.4g}} {unit}%{{text}}<extra></extra>")
     ticks = sorted({row[x] for row in rows})

@@ -603,6 +603,35 @@ def test_suites_that_are_named_here_are_there():
     assert not absent and len({suite.file for suite in bench.SUITES.values()}) == len(bench.SUITES)
 
 
+FAKE_PACKAGE = """
+import sys, types
+torch, bench = types.ModuleType("torch"), types.ModuleType("flashmoe_nb.bench")
+torch.zeros = lambda *size, device: types.SimpleNamespace(item=lambda: 0)
+def first_call(name):
+    import os, pathlib
+    cubins = pathlib.Path(os.environ["FLASHMOE_CACHE"]) / "cubin"
+    new = not cubins.is_dir()
+    cubins.mkdir(parents=True, exist_ok=True)
+    empty = not os.path.exists(os.environ["CUDA_CACHE_PATH"])
+    os.makedirs(os.environ["CUDA_CACHE_PATH"], exist_ok=True)
+    return dict(seconds=2.0 if new and empty else 0.1, kernels=int(new))
+bench.first_call = first_call
+package = types.ModuleType("flashmoe_nb")
+package.bench = bench
+sys.modules |= {"torch": torch, "flashmoe_nb": package, "flashmoe_nb.bench": bench}
+"""
+
+
+def test_a_first_call_finds_every_cache_empty(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "_FIRST_CALL", FAKE_PACKAGE + bench._FIRST_CALL)
+    for key in ("FLASHMOE_CACHE", "CUDA_CACHE_PATH"):
+        (tmp_path / key / "cubin").mkdir(parents=True)
+        monkeypatch.setenv(key, str(tmp_path / key))
+    rows = bench.first_calls("op")
+    bench.write_results(tmp_path / "first_call.json", rows)
+    assert [(r["op"], r["cache"], r["seconds"], r["kernels"]) for r in rows] == [("op", "empty", 2.0, 1), ("op", "warm", 0.1, 0)]
+
+
 # The expert layer
 
 
@@ -908,6 +937,13 @@ def test_plot_bars_and_masks():
     assert list(fig.data[0].x) == [3, 2] and fig.layout.xaxis.range[1] > 4 and fig.data[0].marker.pattern.shape == ("/", "")
     fig = plots.plot_masks({"a": torch.tensor([[True, False]]), "b": torch.ones(2, 2).bool()})
     assert [list(map(list, trace.z)) for trace in fig.data] == [[[1, 0]], [[1, 1], [1, 1]]]
+
+
+def test_lines_of_one_colour_differ_in_their_dash():
+    names = [*"abcdefghijklmnopqrstuvw", "sdpa_flash", "flashmoe_nb"]
+    colour, dash = plots.colours(names), plots.dashes(names)
+    assert len({(colour[name], dash[name]) for name in names[:18]}) == 18
+    assert dash["sdpa_flash"] == "dash" and dash["flashmoe_nb"] == "solid"
 
 
 def test_colours_stay_with_their_names():
