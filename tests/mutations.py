@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ sys.path.insert(0, str(TESTS))
 from attention_cases import STEPS  # noqa: E402, found through the line above
 
 from flashmoe_nb import bench, counters, cuda, reference  # noqa: E402
-from flashmoe_nb.attention import overlap, problem, producer_consumer, tensor_cores  # noqa: E402
+from flashmoe_nb.attention import overlap, problem, producer_consumer, roles, tensor_cores  # noqa: E402
 from flashmoe_nb.moe import dispatch, fused_layer, grouped_gemm, routing  # noqa: E402
 from flashmoe_nb.mutations import Mutant, mutants  # noqa: E402
 
@@ -54,6 +54,15 @@ def copied_by_cp_async(device):
     return tensor_cores.launch_mma(step, problem.check_qkv(q, k, v), q, k, v, "Copy::ASYNC", **settings)
 
 
+def roles_with_clocks(device):
+    "Step 30 with a clock in every wait; the cycles are no result."
+    q, k, v = reference.attention_inputs(1, 2, 70, 64, seqlen_k=330, num_heads_k=1, device=device)
+    cycles = torch.zeros(2 * 2, 3, 2, dtype=torch.int64, device=device)
+    settings = dict(causal=True, softmax_scale=None, return_lse=True, tile=roles.choose_tile(64), threads=roles.BLOCK_THREADS)
+    shape = problem.check_qkv(q, k, v)
+    return tensor_cores.launch_mma(roles.STEP, shape, q, k, v, "Timed::YES", extra=(cycles,), **settings)
+
+
 def overlap_tile(*tile, growth=1.0, seqlen_q=200, seqlen_k=330):
     """Step 47 with a ring so short, and tiles so few, that a small input goes around it several times. Keys that grow make
     the maximum that the step hopes for wrong; with few of them there are more tiles under way than slots in the ring."""
@@ -70,7 +79,11 @@ def route(num_experts, top_k, **options):
     def run(device):
         logits = torch.randn(21, num_experts, generator=torch.Generator().manual_seed(0))
         logits[3] = 0.0
-        return routing.routing(logits.to(device), top_k, balance_loss=True, **options)
+        written = torch.zeros_like(logits, device=device)  # by a kernel ahead, which routing must wait for
+        cuda.compile("common/copy.cu", "copy_kernel").launch(
+            -(-logits.numel() // 256), 256, [logits.to(device), written, logits.numel()]
+        )
+        return routing.routing(written, top_k, balance_loss=True, **options)
 
     return run
 
@@ -118,6 +131,7 @@ def of_steps() -> dict:
         path = sys.modules[f"flashmoe_nb.attention.{name}"].instances()[0][0]
         runs[path] = [attention(name, 70, 330, 64), attention(name, 40, 200, 256, causal=False)]
         runs[path] += [attention(name, 150, 10, 64), attention(name, 150, 10, 256)]
+    runs["attention/30_roles.cu"].append(roles_with_clocks)
     runs["attention/32_producer_consumer.cu"].append(copied_by_cp_async)
     return runs
 
@@ -277,14 +291,7 @@ def row_of(mutant: Mutant, caught: str) -> dict:
 
 # Survivors and their reasons: path, a piece of the line, the mutation, why.
 SURVIVORS = [
-    ("30_roles", "bar_sync(barrier, PAIR)", "moved", "passes only what a timed variant does"),
-    ("30_roles", "__syncwarp", "dropped", "stands in the variant that is wrong on purpose, which no right run instantiates"),
-    (
-        "60_routing",
-        "all lanes have read the ranks",
-        "",
-        "what the lanes read has gone into votes that none of them passes before all have voted",
-    ),
+    ("30_roles", "bar_sync(barrier, PAIR)", "moved", "passes only the reading of a clock, in the variant that has one"),
     ("22_tensor_cores", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
     ("40_cp_async", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
     (
@@ -331,7 +338,6 @@ SURVIVORS = [
         "moved",
         "passes the hint that the next kernel may start, which waits by itself before it reads",
     ),
-    ("60_routing", "griddep_wait", "", "the step does not launch this kernel as a dependent one: there is nothing to wait for"),
 ]
 
 
@@ -371,6 +377,7 @@ def on_emulator(workers: int) -> list[dict]:
 # ---- on a GPU, under compute-sanitizer ----
 
 TOOLS = ("racecheck", "synccheck", "memcheck", "initcheck")
+ADDRESSES = ("memcheck", "initcheck")  # they look at addresses and contents, and only where a run goes wrong is there something
 SAMPLE = 60
 
 
@@ -385,7 +392,10 @@ def sample(number: int) -> list[Mutant]:
 
 
 def on_chip(path: str) -> list[list[bytes]]:
-    return [bits(run("cuda")) for run in runs_of(path)[:1]]
+    "The outputs of a kernel's first run. An alarm ends the process if they do not come: launches return at once."
+    results = [run("cuda") for run in runs_of(path)[:1]]
+    signal.alarm(20)
+    return [bits(tensors) for tensors in results]
 
 
 def keep(path: str, file: str):
@@ -393,11 +403,10 @@ def keep(path: str, file: str):
     Path(file).write_bytes(pickle.dumps(on_chip(path)))
 
 
-def run_once(file: str, right: str, seconds: str):
-    "The same run of a mutant; prints whether the output is right. It ends by itself, or by an alarm."
+def run_once(file: str, right: str):
+    "The same run of a mutant; prints whether the output is right."
     mutant = Mutant(**json.loads(Path(file).read_text()))
     register(mutant)
-    signal.alarm(int(seconds))
     same = on_chip(mutant.path) == pickle.loads(Path(right).read_bytes())
     print("right output" if same else "wrong output")
 
@@ -411,14 +420,14 @@ OBJECTION = (
 def found_in(text: str) -> str:
     "The first thing that compute-sanitizer objects to in its page, shortened."
     for line in text.splitlines():
-        if re.match(rf"=+ ({OBJECTION})", line) and "Process didn't terminate" not in line:
+        if re.match(rf"=+ ({OBJECTION})", line) and "process didn't terminate" not in line:
             return line.strip("= ")[:160]
     return ""
 
 
-def watch(words: list[str], tool: str | None = None, seconds: int = 60) -> str:
+def watch(words: list[str], tool: str | None = None, seconds: int = 90) -> str:
     """What one run shows: nothing, `wrong output`, `does not end`, or what the tool or the driver says. Most of the time
-    goes into starting Python, torch, the GPU and the tool; a mutant's own run has 20 seconds."""
+    goes into starting Python, torch, the GPU and the tool; a kernel itself has 20 seconds."""
     command = [sys.executable, __file__, *words]
     if tool:
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
@@ -436,7 +445,7 @@ def watch(words: list[str], tool: str | None = None, seconds: int = 60) -> str:
         return ""
     if "wrong output" in text:
         return "" if tool else "wrong output"
-    if child.returncode == -signal.SIGALRM:
+    if child.returncode == -signal.SIGALRM or (tool and "process didn't terminate" in text):
         return "does not end"
     return f"stops: {(text.strip().splitlines() or [''])[-1][:160]}"
 
@@ -463,11 +472,15 @@ class Watching:
         for mutant, file in zip(chosen, self.files, strict=True):
             file.write_text(json.dumps(mutant._asdict()))
 
-    def look(self, key, tool: str | None = None):
-        if time.time() > self.until or (tool and self.said[key].get("run") == "does not end"):
+    def look(self, key, tool: str | None = None, after: Future | None = None):
+        if after:
+            after.result()
+        right, plain = isinstance(key, str), self.said[key].get("run")
+        if time.time() > self.until or (tool and plain == "does not end"):
             return
-        right = isinstance(key, str)
-        words = ["keep", key, self.right[key]] if right else ["run", str(self.files[key]), self.right[self.chosen[key].path], "20"]
+        if tool in ADDRESSES and not plain:  # neither output nor addresses have gone wrong
+            return
+        words = ["keep", key, self.right[key]] if right else ["run", str(self.files[key]), self.right[self.chosen[key].path]]
         if right and tool:
             words[2] += f".{tool}"
         self.said[key][tool or "run"] = said = watch(words, tool)
@@ -488,10 +501,10 @@ def on_gpu(workers: int, seconds: float, number: int = SAMPLE):
     file, env = bench.results_folder() / "mutations_sanitized.json", bench.environment()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         watching = Watching(sample(number), folder, time.time() + seconds)
-        kernels, numbers = list(watching.right), range(number)
-        list(pool.map(watching.look, kernels))  # what mutants are compared with
-        list(pool.map(watching.look, numbers))  # who does not end is not watched again
-        tasks = [pool.submit(watching.look, key, tool) for tool in TOOLS for key in [*kernels, *numbers]]
+        right = {path: pool.submit(watching.look, path) for path in watching.right}  # what mutants are compared with
+        runs = [pool.submit(watching.look, i, None, right[m.path]) for i, m in enumerate(watching.chosen)]
+        tasks = [pool.submit(watching.look, path, "racecheck") for path in right]
+        tasks += [pool.submit(watching.look, i, tool, run) for tool in TOOLS for i, run in enumerate(runs)]
         for _ in as_completed(tasks):  # written each time, as a run may be cut short
             bench.write_results(file, watching.rows(), env=env)
 

@@ -80,8 +80,8 @@ def arguments(name: str) -> tuple:
     "Grid, block, arguments, dynamic shared memory and options of a launch of the kernel, with fresh output."
     kernel = name.partition("<")[0]
     out, x = torch.full((4096,), math.nan), torch.arange(512.0)
-    return {"exchange_kernel": (1, 128, [x, out]), "named_kernel": (1, 64, [x, out]), "cp_async_kernel": (1, 32, [x, out]),
-            "parts_kernel": (1, 64, [out]), "ring_kernel": (1, 64, [x, out, 2 if "NO_FULL" in name else 6]),
+    return {"exchange_kernel": (1, 128, [x, out]), "vote_kernel": (1, 32, [x, out]),
+            "named_kernel": (1, 64, [x, out]), "cp_async_kernel": (1, 32, [x, out]), "parts_kernel": (1, 64, [out]), "ring_kernel": (1, 64, [x, out, 2 if "NO_FULL" in name else 6]),
             "send_kernel": (1, 64, [x, out]),
             "product_kernel": (1, 160, [cuda.TensorMap(A, (64, 64), "128B"), out, 3], 8192),
             "neighbours_kernel": (2, 32, [out], 0, {"cluster": 2})}[kernel]
@@ -93,13 +93,14 @@ def run(name: str, check=ALL, **order) -> emulator.Report:
     return launch(name, grid, block, args, smem, check=check, **(options or {}), **order)
 
 
-RIGHT = ["exchange_kernel<RIGHT>", "parts_kernel", "named_kernel<RIGHT>", "cp_async_kernel<COPY_RIGHT>", "ring_kernel<RING_RIGHT>",
-         "product_kernel<PRODUCT_RIGHT>", "send_kernel<PRODUCT_RIGHT>", "neighbours_kernel<RIGHT>"]
+RIGHT = ["exchange_kernel<RIGHT>", "vote_kernel<RIGHT>", "parts_kernel", "named_kernel<RIGHT>", "cp_async_kernel<COPY_RIGHT>",
+         "ring_kernel<RING_RIGHT>", "product_kernel<PRODUCT_RIGHT>", "send_kernel<PRODUCT_RIGHT>", "neighbours_kernel<RIGHT>"]
 
 WRONG = {  # the marks of the two lines that nothing orders
     "exchange_kernel<NO_SYNCTHREADS>": {"write", "read"},
     "exchange_kernel<NO_SYNCWARP>": {"write", "read"},
     "exchange_kernel<ONLY_SHUFFLE>": {"write", "read"},
+    "vote_kernel<ONLY_VOTE>": {"look", "replace"},
     "named_kernel<TOO_EARLY>": {"drain", "fill"},
     "cp_async_kernel<NO_WAIT>": {"copy", "use"},
     "cp_async_kernel<WAIT_TOO_LATE>": {"copy", "use"},

@@ -12,13 +12,11 @@ constexpr int BLOCK_THREADS = 3 * THREADS, PAIR = 2 * THREADS;  // PAIR: the two
 // A box with two slots has two barriers of each kind. 0 is __syncthreads.
 enum Barrier { SCORES_FULL = 1, SCORES_EMPTY = 3, WEIGHTS_FULL = 5, WEIGHTS_EMPTY = 6, RESCALE_FULL = 7, RESCALE_EMPTY = 8,
                PRODUCT_FULL = 9, PRODUCT_EMPTY = 11, MULTIPLIERS = 13 };
-enum class Order { NAMED_BARRIERS, SYNCWARP };  // SYNCWARP: as the plan had it, and wrong
 enum class Timed { NO, YES };
 
-template <class Element, int BLOCK_N, int HEAD_DIM, Order ORDER_ = Order::NAMED_BARRIERS, Timed TIMED_ = Timed::NO,
+template <class Element, int BLOCK_N, int HEAD_DIM, Timed TIMED_ = Timed::NO,
           int MIN_BLOCKS_ = HEAD_DIM <= 128 ? 2 : 1>  // 80 registers a thread do not hold more outputs
 struct Config : MmaConfig<Element, 64, BLOCK_N, HEAD_DIM, Layout::SWIZZLED> {
-    static constexpr Order ORDER = ORDER_;
     static constexpr Timed TIMED = TIMED_;
     static constexpr int MIN_BLOCKS = MIN_BLOCKS_;                  // on an SM
     static constexpr int PRODUCT_COLUMNS = HEAD_DIM <= 96 ? 32 : 16;  // of P V, in one slot
@@ -52,26 +50,20 @@ struct Handoff {
     // Before a box is read: it is full. Before it is written: it is empty.
     __device__ void wait(int barrier) {
         const long long start = C::TIMED == Timed::YES ? clock64() : 0;
-        if constexpr (C::ORDER == Order::NAMED_BARRIERS)
-            ptx::bar_sync(barrier, PAIR);
-        else
-            __syncwarp();
+        ptx::bar_sync(barrier, PAIR);
         if constexpr (C::TIMED == Timed::YES) {
             // The hardware lets a warp pass a barrier until it needs something: the clock would be read too early. A
-            // store that depends on a load cannot be passed.
-            volatile int* s_word = reinterpret_cast<volatile int*>(smem_raw);
-            const int word = *s_word;
-            if (word == 0x7fc0dead) *s_word = word;
+            // store that depends on a load cannot be passed. Each thread has a word to itself in the padding of a tile.
+            auto& s_tile = reinterpret_cast<SharedStorage<C>*>(smem_raw)->scores[0];
+            volatile float& s_word = s_tile.elements[threadIdx.x / 8][C::BLOCK_N + threadIdx.x % 8];
+            s_word = 0.f;
+            const float word = s_word;
+            if (word != 0.f) s_word = word;
             waited += clock64() - start;
         }
     }
     // This thread has written its part of a box, or read it.
-    __device__ void report(int barrier) {
-        if constexpr (C::ORDER == Order::NAMED_BARRIERS)
-            ptx::bar_arrive(barrier, PAIR);
-        else
-            __syncwarp();
-    }
+    __device__ void report(int barrier) { ptx::bar_arrive(barrier, PAIR); }
 };
 
 // A warp of a role has 16 rows; a lane's pair in row `h` (0 or 1) of a float32 tile starts here.

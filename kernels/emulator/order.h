@@ -35,7 +35,7 @@ struct ThreadOrder {
     uint32_t index = 0;                         // of its clock
     uint32_t time = 1, fenced_time = 0;         // its own, now and at its last proxy fence
     Known known, fenced;                        // what it knows; what it knew at its last proxy fence
-    uint32_t exchanges = 0;                     // shuffles and votes of the whole warp: no lane goes on before all have come
+    uint32_t exchanges = 0;                     // meetings of the whole warp: tells one instruction's turns from the next ones
     uint32_t step = 0;                          // length of the longest chain of accesses and meetings that led here
 
     bool is_behind(uint32_t thread, uint32_t when) const {

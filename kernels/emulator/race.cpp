@@ -160,19 +160,12 @@ void RaceCheck::settle() {
     doubtful_.clear();
 }
 
-// A lane that comes out of a shuffle or vote finds the loads done that other lanes made before it: the warp issues them in
-// order. It does not find their stores.
-static bool read_before_exchange(const Touch& read, const ThreadOrder& thread, const Touch& touch) {
-    return touch.by == Toucher::thread && read.by == Toucher::thread && read.row == thread.index / 32 &&
-           read.exchanges < thread.exchanges;
-}
-
 void RaceCheck::check_reads(const Cell& cell, const ThreadOrder& thread, const Touch& touch, Block& owner, uint32_t address) {
-    if (cell.read.lanes && !ordered(cell.read, thread) && !read_before_exchange(cell.read, thread, touch))
+    if (cell.read.lanes && !ordered(cell.read, thread))
         return report("write after read", cell.read, false, touch, true, owner, address);
     if (!cell.more) return;
     for (const Touch& read : more_[cell.more])
-        if (read.lanes && !ordered(read, thread) && !read_before_exchange(read, thread, touch))
+        if (read.lanes && !ordered(read, thread))
             return report("write after read", read, false, touch, true, owner, address);
 }
 

@@ -134,7 +134,6 @@ __device__ void keep_best_groups(uint32_t* s_rank, int num_experts, int n_group,
         kept |= best & -best;
         if (is_lowest_lane(best)) group_rank = 0;
     }
-    __syncwarp();  // all lanes have read the ranks that others cross out
     for (int group = 0; group < n_group; ++group)
         for (int i = kept >> group & 1 ? size : lane_idx; i < size; i += 32) s_rank[group * size + i] = 0;
     __syncwarp();  // what is crossed out is seen by the lane whose share it belongs to
@@ -178,6 +177,7 @@ __device__ int choose_by_champions(uint32_t* s_rank, int* s_chosen, int top_k) {
     uint32_t champion = 0;  // the best of this lane's share
 #pragma unroll
     for (int i = 0; i < C::PER_LANE; ++i) champion = max(champion, s_rank[(31 - lane_idx) * C::PER_LANE + i]);
+    __syncwarp();  // all lanes have read the ranks that others cross out; votes alone order no memory
     for (int choice = 0; choice < top_k; ++choice) {
         const uint32_t best = __reduce_max_sync(ALL, champion);
         const int owner = 31 - __clz(__ballot_sync(ALL, champion == best));

@@ -47,7 +47,7 @@ __global__ void rows_kernel(const float* g_in, float* g_out, int pitch) {
 
 // ---- ordinary memory ----
 
-enum Mistake { RIGHT, NO_SYNCTHREADS, NO_SYNCWARP, ONLY_SHUFFLE, TOO_EARLY };
+enum Mistake { RIGHT, NO_SYNCTHREADS, NO_SYNCWARP, ONLY_SHUFFLE, ONLY_VOTE, TOO_EARLY };
 
 template <int MISTAKE>
 __global__ void exchange_kernel(const float* g_in, float* g_out) {
@@ -83,6 +83,20 @@ __global__ void same_place_kernel(float* g_out, int own) {
     s_flag = own ? int(threadIdx.x) : 7;  // here: same
     __syncthreads();
     g_out[threadIdx.x] = s_flag;
+}
+
+// A vote on what lanes have read is no barrier for whoever writes there next.
+template <int MISTAKE>
+__global__ void vote_kernel(const float* g_in, float* g_out) {
+    __shared__ float s_values[32];
+    const int i = threadIdx.x;
+    s_values[i] = g_in[i];
+    __syncwarp();
+    const int positive = __popc(__ballot_sync(~0u, s_values[i ^ 1] > 0.f));  // here: look
+    if (MISTAKE == RIGHT) __syncwarp();
+    s_values[i] = positive;  // here: replace
+    __syncwarp();
+    g_out[i] = s_values[i ^ 1];
 }
 
 // Two warps pass a tile through named barriers.
