@@ -207,12 +207,13 @@ def tell_apart(figure, steps):
 
 
 def rows_of(result, columns, steps, folder="nbs/"):
-    """The named columns of every row, as a table."""
-    if result is None:
+    """The named columns of every row that has them all, as a table."""
+    rows = [row for row in (result or {"rows": []})["rows"] if all(column in row for column in columns)]
+    if not rows:
         return "Not measured yet.\n"
     named = next((column for column in columns if column in ("impl", "op")), None)
-    order = in_order([row[named] for row in result["rows"]], steps) if named else []
-    rows = sorted(result["rows"], key=lambda row: order.index(row[named])) if named else result["rows"]
+    order = in_order([row[named] for row in rows], steps) if named else []
+    rows = sorted(rows, key=lambda row: order.index(row[named])) if named else rows
     body = [[cell(column, row[column], steps, folder) for column in columns] for row in rows]
     align = ["<" if isinstance(rows[0][column], str) else ">" for column in columns]
     return provenance(result) + "\n" + table([heading(c) for c in columns], body, align)
