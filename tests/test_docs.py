@@ -216,6 +216,18 @@ def test_landing_page_comes_from_the_index_notebook(html):
     assert all(page.title.partition(" · ")[2] in landing.text for page in measurements.attention_steps().values())
 
 
+def test_every_step_is_on_the_ladder(html):
+    steps = measurements.steps_of("attention") | measurements.steps_of("moe")
+    assert {f"nbs/{page.path.stem}.html" for page in steps.values()} <= set(html["index.html"].links)
+
+
+def test_first_use_in_the_readme_works():
+    code = re.search(r"^```python\n(import torch\n.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)[1]
+    names = {}
+    exec(code.replace('"cuda" if torch.cuda.is_available() else "cpu"', '"cpu"').replace("2048", "64"), names)
+    assert names["out"].shape == names["tokens"].shape and names["out"].isfinite().all()
+
+
 def test_pages_say_what_was_measured_or_that_nothing_was(html):
     for page, name in (("benchmarks.html", "attention_forward"), ("report.html", "attention_forward")):
         result = measurements.load(name)
@@ -264,6 +276,39 @@ def test_reader_leaves_its_argument_alone():
     before = nbformat.writes(notebook)
     reader.for_site(notebook, ROOT / "nbs")
     assert nbformat.writes(notebook) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "linked"),
+    [
+        ("As in step 22, and in step 22 again.", "As in [step 22](22_b.ipynb), and in step 22 again."),
+        ("Predecessor: 10. Notebook 99 is not here.", "[Predecessor: 10](10_a.ipynb). Notebook 99 is not here."),
+        ("`step 22` and [step 22](x) and $step 22$", "`step 22` and [step 22](x) and $step 22$"),
+        ("## What changed since step 22\n\nMuch.", "## What changed since step 22\n\nMuch."),
+        ("```sh\nstep 22\n```\nNotebook 10", "```sh\nstep 22\n```\n[Notebook 10](10_a.ipynb)"),
+    ],
+)
+def test_mentions_become_links_once_and_only_in_prose(text, linked):
+    assert reader.link_mentions(text, {"10": "10_a.ipynb", "22": "22_b.ipynb"}) == linked
+
+
+def test_a_page_does_not_link_to_itself(html):
+    assert '<a class="reference internal" href="10_tiling.html">' in html["nbs/20_online_softmax.html"].html
+    assert '<a class="reference internal" href="20_online_softmax.html">' not in html["nbs/20_online_softmax.html"].html
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        ({"layout": {"title": {"text": "A <b>title</b>"}}, "data": [{"name": "x"}, {"name": "x"}, {}]}, "A  title ; x"),
+        ({"layout": {"xaxis": {"title": {"text": "tokens"}}, "yaxis": {"title": {"text": "ms"}}}, "data": []}, "ms over tokens"),
+        ({"data": [{"name": str(i)} for i in range(40)]}, "40 series"),
+        ({"data": []}, "a plot"),
+    ],
+)
+def test_figures_are_described_in_words(figure, words):
+    assert reader.described(figure) == f"Figure: {words}"
+    assert f'aria-label="Figure: {words}"' in reader.plotly_figure(figure)
 
 
 # ---- Pages ----------------------------------------------------------------------------------------------------------
@@ -349,6 +394,23 @@ def test_speed_tables_have_one_row_for_an_implementation(steps):
     assert text.count("**head_dim 64,") == 2 and "790 TFLOP/s" in text and "plotly-figure" in text
 
 
+def test_lines_of_a_plot_are_told_apart(steps):
+    rows = [row(i, 100.0, n) for i in ("sdpa_flash", "tiling", "online", "flashmoe_nb") for n in (512, 2048)]
+    figure = measurements.tell_apart(measurements.plot_speed(rows), steps)
+    looks = {trace.name: (trace.line.color, trace.line.dash) for trace in figure.data}
+    assert set(looks) == {"10 · Tiling", "20 · Online", "public operation", "torch SDPA, flash"}
+    assert len(set(looks.values())) == 4 and [name for name, (_, dash) in looks.items() if dash != "solid"] == ["torch SDPA, flash"]
+
+
+def test_the_expert_layer_stands_beside_its_best_peer():
+    rows = [{"impl": impl, "model": "m", "num_tokens": 1024, "median_us": us, "mode": "graph"}
+            for impl, us in (("flashmoe_nb", 50.0), ("triton", 100.0), ("torch_grouped_mm", 80.0), ("dense", 40.0))]  # fmt: skip
+    rows.append({**rows[1], "median_us": 1.0, "mode": "eager"})
+    text = measurements.layer_table({"env": ENV, "rows": rows})
+    assert text.endswith("| m, 1,024 | 50 | 80 | torch, grouped_mm | 1.60 | 0.80 |\n")
+    assert measurements.layer_table(None) == "Not measured yet.\n"
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [
@@ -366,6 +428,8 @@ def test_rows_show_the_columns_asked_for():
     text = measurements.rows_of(result, ["impl", "median_us", "n"], {})
     assert text.endswith("| impl | median (µs) | n |\n| :-- | --: | --: |\n| torch SDPA, flash | 19.1 | 3 |\n")
     assert measurements.rows_of(None, ["op"], {}) == "Not measured yet.\n"
+    other = {"env": ENV, "rows": [*result["rows"], {"kernel": "down", "median_us": 3.0}]}
+    assert measurements.rows_of(other, ["impl", "median_us", "n"], {}) == text
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ TAGS = {("echo", "false"): "remove-input", ("hide_input", ""): "remove-input", (
 _directive_line = re.compile(r"^\s*#\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
 _mermaid_fence = re.compile(r"^```mermaid[ \t]*\n(.*?)^```[ \t]*$", re.S | re.M)
 _svg_picture = re.compile(r"^!\[([^\]]*)\]\(([\w./-]+\.svg)\)[ \t]*$", re.M)
+_mention = re.compile(r"\b([Nn]otebook|[Ss]tep|Predecessor:) (\d\d)\b")
+# Where a mention stays as it is: code, formulas, links, headings, HTML.
+_untouched = re.compile(r"(^```.*?^```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|!?\[[^\]]*\]\([^)]*\)|^#+ .*?$|<[^<>]+>)", re.S | re.M)
 _magic = re.compile(r"\A\s*%%cuda\b[^\n]*\n?")
 
 
@@ -139,16 +142,34 @@ def inline_pictures(text, folder):
     return _svg_picture.sub(picture, text)
 
 
+def link_mentions(text, pages):
+    """Make "step 22" a link to its page, the first time a text says it; `pages` has the file of each number."""
+    linked = set()
+
+    def link(match):
+        name = pages.get(match[2])
+        if name is None or match[2] in linked:
+            return match[0]
+        linked.add(match[2])
+        return f"[{match[0]}]({name})"
+
+    parts = _untouched.split(text)
+    parts[::2] = [_mention.sub(link, part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def for_site(notebook, folder):
     """A copy of `notebook` (nbformat 4) that myst-nb renders as we want it; `folder` is where its pictures lie."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "workbook"}
+    title, _ = heading(notebook)
+    pages = {p.name[:2]: p.name for p in Path(folder).glob("[0-9][0-9]_*.ipynb") if not title.startswith(p.name[:2])}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             mark_code_cell(cell)
             render_outputs(cell)
         elif cell.cell_type == "markdown":
-            cell.source = inline_pictures(mermaid_blocks(cell.source), folder)
+            cell.source = inline_pictures(mermaid_blocks(link_mentions(cell.source, pages)), folder)
     return notebook
 
 
