@@ -166,6 +166,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, C::MIN_BLOCKS) attention_produc
         WarpState<C> r;
         consume<C>(r, smem, num_tiles, m_start + threadIdx.x / 32 * C::WARP_ROWS + diagonal, seqlen_k, softmax_scale_log2);
         if (g_lse) g_lse += (long long)(batch * num_heads + head) * seqlen_q + m_start;
+        __syncwarp();  // all lanes have read the warp's queries, whose place its outputs take
         store_rows<C>(r, smem.q, g_out + batch * out_batch + head * out_head + m_start * out_row, out_row, g_lse,
                       seqlen_q - m_start, head_dim, softmax_scale_log2);
     }
