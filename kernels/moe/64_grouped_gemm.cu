@@ -218,10 +218,11 @@ __device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUt
     }
 }
 
-// One thread: rows in slot order, boxes of TOKEN_BOX. Rows beyond the tile belong to others; their results are dropped.
+// One thread: rows in slot order, boxes of TOKEN_BOX. Rows beyond the tile belong to others; their results are dropped. A
+// block whose neighbour in the cluster has all the rows loads one box, so that its consumers do not multiply noise.
 template <class C>
 __device__ void load_tokens(SharedStorage<C>& s, const CUtensorMap* map, const Tile& tile, Cursor<C::STAGES>& ring) {
-    const int boxes = (tile.rows + C::TOKEN_BOX - 1) / C::TOKEN_BOX;
+    const int boxes = max(1, (tile.rows + C::TOKEN_BOX - 1) / C::TOKEN_BOX);
     for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
         uint64_t* barrier = &s.full_barrier[ring.slot];
         ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
@@ -240,13 +241,14 @@ __device__ void gather_tokens(SharedStorage<C>& s, const typename C::Element* to
     constexpr int ROW_STEP = 4 * C::TOKEN_WARPS, ROWS = (C::BLOCK_TOKENS + ROW_STEP - 1) / ROW_STEP;
     static_assert(ROW_STEP % 8 == 4, "every other row of a thread has bit 2 of its number flipped");
     const int thread = threadIdx.x - 128 * C::CONSUMERS - 32, chunk = thread % 8, first_row = thread / 8;
-    const int padded = min((tile.rows + 15) / 16 * 16, C::BLOCK_TOKENS);
+    const int padded = min((max(1, tile.rows) + 15) / 16 * 16, C::BLOCK_TOKENS);
+    const int first_slot = tile.rows > 0 ? tile.first_slot : 0;  // a block without rows of its own takes any
     const int rows = (padded - first_row + ROW_STEP - 1) / ROW_STEP;
     int source[ROWS];  // in units of 16 bytes
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
         const int row = max(0, min(first_row + i * ROW_STEP, tile.rows - 1));
-        source[i] = permuted_idx[tile.first_slot + row] / top_k * (k_stride / 8) + chunk;
+        source[i] = permuted_idx[first_slot + row] / top_k * (k_stride / 8) + chunk;
     }
     const int s_even = first_row * C::BLOCK_K + (chunk ^ first_row % 8) * 8;
     const int s_odd = first_row * C::BLOCK_K + (chunk ^ first_row % 8 ^ 4) * 8;
