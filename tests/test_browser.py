@@ -94,6 +94,23 @@ def test_colour_mode_reaches_figures_and_diagrams(chromium, url):  # noqa: F811
         assert page.evaluate("getComputedStyle(document.querySelector('pre.mermaid svg')).filter") == "none"
 
 
+def test_arrow_keys_move_a_slider(chromium, url):  # noqa: F811
+    with Visit(chromium, url, **LOOKS["phone"]) as visit:
+        page = visit.open("nbs/20_online_softmax.html")
+        figure = page.locator(".plotly-figure[data-drawn]").first
+        figure.focus()
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Figure: ")
+        shown = "n => document.querySelector('.plotly-figure').target.layout.sliders[0].active === n"
+        page.wait_for_function(shown, arg=1)
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(shown, arg=2)
+        visible = "document.querySelector('.plotly-figure').target.data.map(trace => trace.visible)"
+        before = page.evaluate(visible)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function(shown, arg=1)
+        assert page.evaluate(visible) != before
+
+
 def test_search_finds_a_word(chromium, url):  # noqa: F811
     with Visit(chromium, url, **DESKTOP) as visit:
         page = visit.open("search.html?q=cubin")

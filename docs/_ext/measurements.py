@@ -197,9 +197,10 @@ def tell_apart(figure, steps):
         if impl in steps:
             rank = 1 + list(steps).index(impl)
             hue = 200 + 250 * rank / len(steps)
-            trace.update(name=steps[impl].label, legendrank=rank, line=dict(color=f"hsl({hue % 360:.0f}, 48%, 54%)", width=1.6))
+            line = dict(color=f"hsl({hue % 360:.0f}, 48%, 54%)", width=1.6, dash="solid")
+            trace.update(name=steps[impl].label, legendrank=rank, line=line)
         elif impl == PUBLIC:
-            trace.update(name=NAMES[impl], legendrank=900, line=dict(color=AMBER, width=3.5))
+            trace.update(name=NAMES[impl], legendrank=900, line=dict(color=AMBER, width=3.5, dash="solid"))
         else:
             symbol = ("square", "diamond", "cross", "x", "triangle-up")[peers.index(impl) % 5]
             trace.update(name=NAMES.get(impl, impl), marker_symbol=symbol, line=dict(color="#8a8f98", width=1.4, dash="dot"))

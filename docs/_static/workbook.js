@@ -49,6 +49,33 @@
     return update;
   }
 
+  // Break a title at spaces, so that no line is longer than `most` characters.
+  function broken(text, most) {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      if (lines.at(-1) && lines.at(-1).length + word.length >= most) lines.push("");
+      lines[lines.length - 1] += (lines.at(-1) ? " " : "") + word;
+    }
+    return lines.join("<br>");
+  }
+
+  // Plotly draws for wide pages. On a phone a title takes several lines, a legend more room, a slider's text less.
+  function fitNarrow(layout, data, width) {
+    if (width > 560) return;
+    for (const part of [layout.title, ...Object.keys(layout).filter((key) => /^xaxis/.test(key)).map((key) => layout[key].title)]) {
+      if (part && part.text && !part.text.includes("<")) part.text = broken(part.text, Math.floor(width / 8));
+    }
+    if (layout.title && layout.title.text) layout.title = { ...layout.title, xref: "container", x: 0.02, xanchor: "left" };
+    const titleLines = ((layout.title || {}).text || "").split("<br>").length;
+    if (titleLines > 1) layout.margin = { ...layout.margin, t: 36 + 20 * titleLines };
+    const shown = new Set(data.filter((trace) => trace.showlegend !== false && trace.visible !== false).map((trace) => trace.name));
+    if (layout.showlegend !== false && shown.size > 4) {
+      layout.legend = { ...layout.legend, maxheight: 0.9 };
+      layout.height = (layout.height || 450) + 14 * shown.size;
+    }
+    for (const slider of layout.sliders || []) slider.currentvalue = { ...slider.currentvalue, font: { size: 11 } };
+  }
+
   // Arrow keys do what a pointer does with a figure's slider (left, right) or its menu (up, down).
   const KEYS = { ArrowLeft: ["sliders", -1], ArrowRight: ["sliders", 1], ArrowUp: ["updatemenus", -1], ArrowDown: ["updatemenus", 1] };
 
@@ -75,6 +102,7 @@
     const figure = JSON.parse(box.querySelector("script").textContent);
     const layout = { ...figure.layout, autosize: true };
     delete layout.width;
+    fitNarrow(layout, figure.data, box.clientWidth);
     const target = document.createElement("div");
     box.append(target);
     const config = { displaylogo: false, ...figure.config, responsive: true };
@@ -98,6 +126,7 @@
       startOnLoad: false,
       theme: "base",
       fontFamily: colour("--pst-font-family-base"),
+      gantt: { barHeight: 26, barGap: 6, fontSize: 14, sectionFontSize: 14, leftPadding: 150, rightPadding: 20, topPadding: 30, useWidth: 760 },
       themeVariables: {
         darkMode: isDark(),
         background: colour("--pst-color-background"),
@@ -109,6 +138,17 @@
         lineColor: colour("--pst-color-text-muted"),
         textColor: colour("--pst-color-text-base"),
         edgeLabelBackground: colour("--pst-color-background"),
+        sectionBkgColor: "transparent",
+        sectionBkgColor2: "transparent",
+        altSectionBkgColor: "transparent",
+        gridColor: colour("--wb-grid"),
+        taskBkgColor: colour("--pst-color-secondary-bg"),
+        taskBorderColor: colour("--pst-color-secondary"),
+        taskTextColor: colour("--pst-color-text-base"),
+        taskTextDarkColor: colour("--pst-color-text-base"),
+        taskTextOutsideColor: colour("--pst-color-text-base"),
+        critBkgColor: colour("--pst-color-primary-bg"),
+        critBorderColor: colour("--pst-color-primary"),
         fontSize: "15px",
       },
     };
