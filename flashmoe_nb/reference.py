@@ -159,7 +159,7 @@ class Check:
 # %% ../nbs/02_reference.ipynb #40d21702
 def _check_html(check: Check) -> str:
     "One line: the verdict, a bar of error over tolerance, the numbers."
-    verdict, colour = ("right", "#2f9e6e") if check.passed else ("wrong", "#c2504f")
+    verdict, colour = ("right", "#26855b") if check.passed else ("wrong", "#c2504f")
     share = min(1.0, check.error / check.tolerance) if check.tolerance else float(check.error > 0)
     bar = (f'<span style="display:inline-block;width:6em;height:.6em;border:1px solid {colour};vertical-align:middle">'
            f'<span style="display:block;height:100%;width:{share:.0%};background:{colour}"></span></span>')
