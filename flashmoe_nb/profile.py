@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'STALLS', 'SHAPE', 'LARGE', 'LAYERS', 'MARK', 'LOOKED_AT', 'NAMES', 'Target', 'attention_target',
-           'layer_target', 'targets', 'call_targets', 'parse_launches', 'match_launches', 'bench_profile',
-           'unknown_metrics', 'label_of', 'plot_stalls', 'plot_units']
+           'layer_target', 'targets', 'call_targets', 'parse_launches', 'match_launches', 'profile_group',
+           'bench_profile', 'unknown_metrics', 'label_of', 'plot_stalls', 'plot_units']
 
 # %% ../nbs/88_profile.ipynb #ce2fd9a9
 import csv
@@ -48,7 +48,7 @@ STALLS = {
 METRICS |= {f"stall: {reason}": f"smsp__average_warps_issue_stalled_{name}_per_issue_active.ratio"
             for reason, name in STALLS.items()}
 
-# %% ../nbs/88_profile.ipynb #418cc39b
+# %% ../nbs/88_profile.ipynb #1318f19f
 class Target(NamedTuple):
     "Something to profile: a row for each launch that is looked at, and what draws inputs and returns the call."
     rows: tuple[dict, ...]
@@ -57,8 +57,7 @@ class Target(NamedTuple):
 SHAPE = bench.AttentionShape(4, 8, 2048, 64, False)
 LARGE = tuple(bench.AttentionShape(16384 // s, 2048 // d, s, d, causal)
               for d, causal, s in ((64, False, 8192), (128, True, 512), (128, False, 8192), (128, True, 8192), (256, False, 8192)))
-LAYERS = (("mixtral", 1), ("qwen3", 16), ("qwen3", 128), ("qwen3", 1024), ("mixtral", 8192), ("qwen3", 8192), ("olmoe", 8192),
-          ("deepseek", 8192))
+LAYERS = (("qwen3", 16), ("qwen3", 128), ("qwen3", 1024), ("qwen3", 8192), ("olmoe", 8192), ("mixtral", 1), ("mixtral", 8192))
 
 def attention_target(impl: str, shape: bench.AttentionShape) -> Target:
     "A step, the public op or a backend of torch on unit-normal bf16 inputs."
@@ -78,14 +77,14 @@ def layer_target(impl: str, model: str, num_tokens: int) -> Target:
     row = dict(impl=impl, model=model, num_tokens=num_tokens)
     return Target(tuple(row | dict(kernel=kernel) for kernel in ("gate and up", "down")), prepare)
 
-# %% ../nbs/88_profile.ipynb #9db95b6e
-def targets(quick: bool = False) -> list[Target]:
-    "What the suite profiles; `quick`: the attention steps alone."
-    found = [attention_target(name, SHAPE) for name in bench.attention_steps() if name != "flashmoe_nb"]
-    if quick: return found
-    found += [attention_target(name, shape) for shape in LARGE for name in ("flashmoe_nb", "sdpa_default")]
-    return found + [layer_target(name, model, num_tokens) for model, num_tokens in LAYERS
-                    for name in (("flashmoe_nb", "dense") if num_tokens == 8192 else ("flashmoe_nb",))]
+# %% ../nbs/88_profile.ipynb #b719cda8
+def targets() -> dict[str, list[Target]]:
+    "What is profiled, in groups: a process for each."
+    steps = [attention_target(name, SHAPE) for name in bench.attention_steps() if name != "flashmoe_nb"]
+    large = [attention_target(name, shape) for shape in LARGE for name in ("flashmoe_nb", "sdpa_default")]
+    layers = [layer_target(name, model, num_tokens) for model, num_tokens in LAYERS
+              for name in (("flashmoe_nb", "dense") if num_tokens == 8192 else ("flashmoe_nb",))]
+    return {"steps": steps, "large": large, "layers": layers}
 
 # %% ../nbs/88_profile.ipynb #cbd59445
 MARK = "spin_kernel"      # what torch.cuda._sleep launches
@@ -117,7 +116,7 @@ def _numbers(found: Mapping[str, str]) -> dict[str, float]:
     return {name: float(found[metric].replace(",", "")) for name, metric in METRICS.items()
             if re.fullmatch(r"[\d.,eE+-]+", found.get(metric, ""))}
 
-# %% ../nbs/88_profile.ipynb #a17dbd13
+# %% ../nbs/88_profile.ipynb #2c2db441
 def match_launches(found: Sequence[Target], launches: Sequence[tuple[str, dict]]) -> list[dict]:
     """The rows of all targets with the counters of their launches; those of another number of launches are left out, and named.
 
@@ -133,26 +132,34 @@ def match_launches(found: Sequence[Target], launches: Sequence[tuple[str, dict]]
         else: print(f"left out: {len(group)} launches of {target.rows[0]}, not {len(target.rows)}")
     return rows
 
-def _run_ncu(metrics: Sequence[str], quick: bool) -> subprocess.CompletedProcess:
+def _run_ncu(group: str, metrics: Sequence[str], timeout: float) -> subprocess.CompletedProcess:
     ncu = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
     if not ncu: raise FileNotFoundError("ncu was not found: it comes with the CUDA toolkit (Nsight Compute)")
     command = [ncu, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none", "--profile-from-start", "off",
                "--metrics", ",".join(metrics), "--kernel-name", f"regex:{LOOKED_AT}",
-               sys.executable, "-c", f"from flashmoe_nb.profile import *; call_targets(targets({quick}))"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+               sys.executable, "-c", f"from flashmoe_nb.profile import *; call_targets(targets()[{group!r}])"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
-# %% ../nbs/88_profile.ipynb #ea991e71
-def bench_profile(quick: bool = False) -> list[dict]:
-    """Counters of `targets`: rows of `profile.json`, with a key for each of `METRICS`.
+# %% ../nbs/88_profile.ipynb #e655c669
+def profile_group(group: str, timeout: float = 120) -> list[dict]:
+    """Counters of one group of `targets`: rows of `profile.json`, with a key for each of `METRICS`.
 
-    Raises `FileNotFoundError` without `ncu`, `ValueError` if it reads nothing or another number of targets."""
-    found, metrics = targets(quick), list(METRICS.values())
-    if not quick: bench.precompile([i for i in bench.step_instances("flashmoe_nb.moe") if "__half" not in i[1]])
-    run = _run_ncu(metrics, quick)
+    Raises `FileNotFoundError` without `ncu`, `ValueError` if it reads nothing or another number of targets, and
+    `subprocess.TimeoutExpired` after `timeout` seconds."""
+    metrics = list(METRICS.values())
+    run = _run_ncu(group, metrics, timeout)
     unknown = unknown_metrics(run.stdout + run.stderr)
     if run.returncode and unknown:      # another chip, or another version of ncu
-        run = _run_ncu([metric for metric in metrics if metric not in unknown], quick)
-    return match_launches(found, parse_launches(run.stdout if run.returncode == 0 else run.stdout + run.stderr))
+        run = _run_ncu(group, [metric for metric in metrics if metric not in unknown], timeout)
+    return match_launches(targets()[group], parse_launches(run.stdout if run.returncode == 0 else run.stdout + run.stderr))
+
+def bench_profile(quick: bool = False) -> list[dict]:
+    "Counters of the steps, and unless `quick` of the groups beside them: one that fails or takes half a minute is left out."
+    rows = profile_group("steps")
+    for group in () if quick else ("large", "layers"):
+        try: rows += profile_group(group, timeout=35)
+        except (ValueError, subprocess.TimeoutExpired) as error: print(f"{group} left out: {str(error)[-300:]}")
+    return rows
 
 def unknown_metrics(text: str) -> set[str]:
     "Those of `METRICS` that `ncu` says it does not know."

@@ -823,8 +823,18 @@ def test_launches_belong_to_the_target_before_them(capsys):
         profile.match_launches([one], launches)
 
 
+def test_a_group_that_cannot_be_profiled_costs_the_steps_nothing(monkeypatch, capsys):
+    def group(name, timeout=120):
+        if name == "large": raise subprocess.TimeoutExpired("ncu", timeout)
+        return [dict(impl=name)]
+
+    monkeypatch.setattr(profile, "profile_group", group)
+    assert [row["impl"] for row in profile.bench_profile()] == ["steps", "layers"] and "large left out" in capsys.readouterr().out
+    assert [row["impl"] for row in profile.bench_profile(quick=True)] == ["steps"]
+
+
 def test_rows_of_the_profile_have_names():
-    rows = [row for target in profile.targets() for row in target.rows]
+    rows = [row for group in profile.targets().values() for target in group for row in target.rows]
     names = list(map(profile.label_of, rows))
     assert len(set(names)) == len(names) and {"tiling", "D=128 causal 512, ours", "qwen3 16, down, ours"} <= set(names)
 
