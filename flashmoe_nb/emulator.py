@@ -382,7 +382,7 @@ class Access(NamedTuple):
     sectors: int
     ideal_sectors: int
 
-# %% ../nbs/06_emulator.ipynb #8e989b06
+# %% ../nbs/06_emulator.ipynb #1340b94b
 class Side(NamedTuple):
     "One of the two accesses of a race: what happens, where, and which threads do it."
     what: str
@@ -391,7 +391,7 @@ class Side(NamedTuple):
 
 class Race(NamedTuple):
     """Two accesses that nothing orders. `kind`: "write after read", "read after write", "write after write", or "missing proxy
-    fence"; `where`: in shared memory; `block`: the first block it was seen in; `count`: how often."""
+    fence"; `where`: in shared or global memory; `block`: one it was seen in; `count`: how often."""
     kind: str
     first: Side
     second: Side
@@ -470,7 +470,7 @@ def _place(text: str, source: Source) -> Place:
     file, line = match[1], int(match[2])
     return Place(file, line, source.locate(file, line))
 
-# %% ../nbs/06_emulator.ipynb #9d6f11c8
+# %% ../nbs/06_emulator.ipynb #65132704
 def _ranges(bits: int) -> str:
     "The numbers of the set bits: 0-3, 7."
     runs, numbers = [], [i for i in range(32) if bits >> i & 1]
@@ -479,17 +479,20 @@ def _ranges(bits: int) -> str:
         else: runs.append([i, i])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
-def _side(fields: list[str], source: Source) -> Side:
+def _side(fields: list[str], source: Source, of: str = "") -> Side:
+    "`of`: the block, where it is not said elsewhere."
     place, by, writes, block, warp, lanes = fields
     what, bits = _VERBS[by][int(writes)], int(lanes)
     if by == "wgmma": threads = f"warps {_ranges(bits)}"
     elif int(block) < 0: threads = "asynchronous"
     else: threads = f"warp {warp}, lane{'s' * (bits.bit_count() > 1)} {_ranges(bits)}"
-    return Side(what, _place(place, source), threads)
+    return Side(what, _place(place, source), of + threads)
 
-# %% ../nbs/06_emulator.ipynb #146960db
+# %% ../nbs/06_emulator.ipynb #24d9ab2a
 def _access(f, source): return Access(_place(f[0], source), f[1], f[2], *map(int, f[3:]))
-def _race(f, source): return Race(f[0], _side(f[4:10], source), _side(f[10:], source), f[2], int(f[1]), int(f[3]))
+def _race(f, source):
+    first, second = (f"block {of}, " if f[16] != f[17] else "" for of in f[16:])
+    return Race(f[0], _side(f[4:10], source, first), _side(f[10:16], source, second), f[2], int(f[1]), int(f[3]))
 def _wait(f, source): return Wait(_place(f[0], source), int(f[1]), f[2], *map(int, f[3:]))
 def _meet(f, source): return Meet(f[0], int(f[1]), int(f[2]), _place(f[3], source), f[4], *map(int, f[5:]))
 

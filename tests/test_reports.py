@@ -81,7 +81,10 @@ def arguments(name: str) -> tuple:
     kernel = name.partition("<")[0]
     out, x = torch.full((4096,), math.nan), torch.arange(512.0)
     return {"exchange_kernel": (1, 128, [x, out]), "vote_kernel": (1, 32, [x, out]),
-            "named_kernel": (1, 64, [x, out]), "cp_async_kernel": (1, 32, [x, out]), "parts_kernel": (1, 64, [out]), "ring_kernel": (1, 64, [x, out, 2 if "NO_FULL" in name else 6]),
+            "halves_kernel": (1, 128, [out, 64]), "flag_kernel": (2, 64, [x, torch.zeros(1, dtype=torch.int32), out]),
+            "last_block_kernel": (5, 64, [x, torch.zeros(1, dtype=torch.int32), torch.zeros(1)]),
+            "named_kernel": (1, 64, [x, out]), "cp_async_kernel": (1, 32, [x, out]), "parts_kernel": (1, 64, [out]),
+            "ring_kernel": (1, 64, [x, out, 2 if "NO_FULL" in name else 6]),
             "send_kernel": (1, 64, [x, out]),
             "product_kernel": (1, 160, [cuda.TensorMap(A, (64, 64), "128B"), out, 3], 8192),
             "neighbours_kernel": (2, 32, [out], 0, {"cluster": 2})}[kernel]
@@ -94,7 +97,8 @@ def run(name: str, check=ALL, **order) -> emulator.Report:
 
 
 RIGHT = ["exchange_kernel<RIGHT>", "vote_kernel<RIGHT>", "parts_kernel", "named_kernel<RIGHT>", "cp_async_kernel<COPY_RIGHT>",
-         "ring_kernel<RING_RIGHT>", "product_kernel<PRODUCT_RIGHT>", "send_kernel<PRODUCT_RIGHT>", "neighbours_kernel<RIGHT>"]
+         "ring_kernel<RING_RIGHT>", "product_kernel<PRODUCT_RIGHT>", "send_kernel<PRODUCT_RIGHT>", "neighbours_kernel<RIGHT>",
+         "halves_kernel<RIGHT>", "last_block_kernel<LAST_RIGHT>", "flag_kernel<FLAG_RIGHT>", "flag_kernel<FLAG_COUNTED>"]
 
 WRONG = {  # the marks of the two lines that nothing orders
     "exchange_kernel<NO_SYNCTHREADS>": {"write", "read"},
@@ -112,6 +116,12 @@ WRONG = {  # the marks of the two lines that nothing orders
     "product_kernel<ONE_WARP_ARRIVES>": {"product", "refill"},
     "send_kernel<NO_PROXY_FENCE>": {"stage", "send"},
     "neighbours_kernel<NO_SYNCTHREADS>": {"own", "theirs"},
+    "halves_kernel<NO_SYNCTHREADS>": {"give", "take"},
+    "last_block_kernel<NO_RELEASE>": {"part", "sum"},
+    "last_block_kernel<NO_ACQUIRE>": {"part", "sum"},
+    "last_block_kernel<ONE_THREAD_KNOWS>": {"part", "sum"},
+    "flag_kernel<FLAG_PLAIN>": {"make", "take_tile"},
+    "flag_kernel<FLAG_EARLY>": {"make", "take_tile"},
 }
 
 
@@ -154,6 +164,23 @@ class TestRaces:
             out, x = torch.full((192,), math.nan), torch.arange(192.0)
             report = launch("ring_kernel<EARLY_ARRIVE>", 1, 64, [x, out, 6], **order)
             assert torch.equal(out, 2 * x) and [marks(r) for r in report.races] == [("consume", "fetch")]
+
+    @each_order
+    def test_between_blocks_both_are_named(self, order):
+        "Two blocks of one warp, which no barrier of a block could order."
+        (race,) = launch("halves_kernel<RIGHT>", 2, 32, [torch.zeros(64), 32], **order).races[:1]
+        sides = {side.threads.split(",")[0] for side in (race.first, race.second)}
+        assert sides == {"block 0", "block 1"} and re.fullmatch(r"at byte \d+ of argument 0 \(256 bytes\)", race.where)
+
+    def test_a_sum_by_the_last_block(self):
+        total = torch.zeros(1)
+        args = [torch.zeros(5 * 64), torch.zeros(1, dtype=torch.int32), total]
+        assert launch("last_block_kernel<LAST_RIGHT>", 5, 64, args).races == [] and total.item() == 5 * 64
+
+    @pytest.mark.parametrize(("own", "races"), [(0, 0), (1, 1)])
+    def test_one_value_from_every_lane_does_no_harm_in_global_memory(self, own, races):
+        found = launch("same_word_kernel", 1, 32, [torch.zeros(1), own]).races
+        assert [marks(r) for r in found] == [("same_word", "same_word")] * races
 
     def test_both_sides_are_named(self):
         (race,) = run("ring_kernel<EARLY_ARRIVE>").races

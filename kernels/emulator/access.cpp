@@ -100,7 +100,11 @@ static void watch_shared(Block& block, Block& owner, const void* p, size_t bytes
 
 static void watch_global(Block& block, const void* p, size_t bytes, Access kind, Site site) {
     const Fiber& me = *worker->current;
-    if (me.order) ++me.order->step;
+    if (me.order) {
+        ++me.order->step;
+        const Toucher by = kind == Access::atomic ? Toucher::atomic : Toucher::thread;
+        worker->grid.global_races->access(me, p, bytes, by, kind != Access::read, site);
+    }
     count(block, me, Space::global, uint64_t(p), bytes, kind, site);
 }
 

@@ -1,5 +1,6 @@
-// Read-modify-write operations. Blocks run on several OS threads at once, so they are atomic here too.
+// Read-modify-write operations, and the fence that makes them order something. Blocks run on several OS threads at once, so they are atomic here too.
 #include "access.h"
+#include "grid.h"
 #include <cstring>
 #include <type_traits>
 
@@ -41,8 +42,12 @@ static void announce(const void* address, size_t bytes, Site site) {
     watch_access(address, bytes, Access::atomic, site);
 }
 
+// An atomic orders nothing by itself, but fences on either side of it do.
+constexpr GlobalRaces::Order relaxed = {.reads = true, .acquires = false, .writes = true, .releases = false, .replaces = false};
+
 template <class T> T atomic(Atomic operation, T* address, T operand) {
     announce(address, sizeof(T), EMU_SITE);
+    const OrderedAccess together(address, relaxed);
     auto* bits = reinterpret_cast<Bits<T>*>(address);
     Bits<T> old = __atomic_load_n(bits, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(bits, &old, bit_cast<Bits<T>>(combine(operation, bit_cast<T>(old), operand)), true,
@@ -52,10 +57,20 @@ template <class T> T atomic(Atomic operation, T* address, T operand) {
 
 template <class T> T atomic_compare_and_swap(T* address, T expected, T desired) {
     announce(address, sizeof(T), EMU_SITE);
+    const OrderedAccess together(address, relaxed);
     Bits<T> old = bit_cast<Bits<T>>(expected);
     __atomic_compare_exchange_n(reinterpret_cast<Bits<T>*>(address), &old, bit_cast<Bits<T>>(desired), false, __ATOMIC_SEQ_CST,
                                 __ATOMIC_SEQ_CST);
     return bit_cast<T>(old);
+}
+
+void threadfence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (!races()) return;
+    ThreadOrder& order = *self().order;
+    if (!order.unfenced.empty()) races()->learning.learn(order, as_known(order.unfenced, block().cluster->number));
+    order.unfenced.clear();
+    order.released = snapshot(order);
 }
 
 #define EMU_INSTANTIATE(T)                        \

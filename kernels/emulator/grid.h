@@ -1,6 +1,7 @@
 // The things a launch is made of: a grid of blocks, the OS threads that work on them, and their state.
 #pragma once
 #include "counts.h"
+#include "global.h"
 #include "race.h"
 #include "runtime.h"
 #include "scheduler.h"
@@ -142,6 +143,7 @@ struct Grid {
     Counters counters;
     std::map<TrafficKey, Traffic> traffic;
     std::map<std::string, FoundRace> races;
+    std::unique_ptr<GlobalRaces> global_races;                // where asked for
     std::map<std::pair<Site, unsigned>, Waits> waits;
     std::vector<Timeline::Kept> meets;                        // of block 0
 

@@ -43,6 +43,7 @@ Grid::Grid(const LaunchSpec& launch) : spec(launch), stop_above(LONG_MAX) {
     cluster_size = product(spec.cluster);
     clusters = blocks / cluster_size;
     spec.arguments->blocks = blocks;
+    if (spec.checks & check_race) global_races = std::make_unique<GlobalRaces>();
 }
 
 static void prepare_block(Block& block, Worker& worker, Cluster& cluster, unsigned rank) {
@@ -145,6 +146,7 @@ static void collect_reports(Block& block) {
     block.timeline.clear();
     if (block.rank == 0 && block.cluster->races) block.cluster->races->settle();
     if (block.rank == 0 && block.cluster->races) merge_races(grid.races, *block.cluster->races);
+    if (grid.global_races) grid.global_races->settle(block);
 }
 
 static void collect(Block& block) {

@@ -175,6 +175,12 @@ std::string Arguments::describe(const void* address) const {
            std::to_string(e->end - e->begin) + " bytes)";
 }
 
+bool Arguments::writable(const void* address) const {
+    for (const Mapping& m : mappings_)
+        if (m.writable && address >= m.first() && address < m.last()) return true;
+    return false;
+}
+
 bool Arguments::near(const void* address) const {
     for (const Mapping& m : mappings_)
         if (address >= m.memory && address < m.memory + m.bytes) return true;

@@ -42,6 +42,7 @@ public:
     const Extent* find(const void* address, size_t bytes) const; // the extent that holds all bytes; prefers a writable one
     const Extent* nearest(const void* address) const;
     bool near(const void* address) const;                        // in a mapping or in its guards
+    bool writable(const void* address) const;                    // in a mapping with something that the kernel may write
     bool pending(const void* address) const;                     // a kernel ahead may still be writing it
     // Blocks in all, and those that waited for the kernels ahead before they let the next kernel begin.
     mutable std::atomic<long> blocks{0}, blocks_behind{0};

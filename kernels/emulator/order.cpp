@@ -26,6 +26,64 @@ static bool contains(const Clocks& clocks, const Clocks& other) {
     return true;
 }
 
+static bool contains(const Published& all, const Published& some) {
+    for (auto& [cluster, known] : some) {
+        const auto it = all.find(cluster);
+        if (it == all.end() || (it->second != known && !contains(it->second->clock, known->clock))) return false;
+    }
+    return true;
+}
+
+// ---- other clusters ----
+
+static void add_one(Published& sum, long cluster, const Known& known) {
+    Known& mine = sum[cluster];
+    if (mine == known || (mine && contains(mine->clock, known->clock))) return;
+    if (!mine && known->others.empty()) {
+        mine = known;
+        return;
+    }
+    auto both = std::make_shared<Knowledge>();
+    both->clock = known->clock;
+    both->proxied = known->proxied;
+    if (mine) {
+        raise(both->clock, mine->clock);
+        raise(both->proxied, mine->proxied);
+    }
+    mine = std::move(both);
+}
+
+void add(Published& sum, const Published& more) {
+    for (auto& [cluster, known] : more) add_one(sum, cluster, known);
+}
+
+void add(Published& sum, long cluster, const Known& known) {
+    add_one(sum, cluster, known);
+    add(sum, known->others);
+}
+
+Known as_known(const Published& published, long cluster) {
+    auto news = std::make_shared<Knowledge>();
+    for (auto& [number, known] : published) {
+        if (number != cluster) {
+            add_one(news->others, number, known);
+            continue;
+        }
+        news->clock = known->clock;
+        news->proxied = known->proxied;
+    }
+    news->summarise();
+    return news;
+}
+
+Known snapshot(ThreadOrder& thread) {
+    Meeting alone;
+    alone.publish(thread);
+    return alone.close();
+}
+
+// ---- what a thread does ----
+
 void ThreadOrder::fence() {
     fenced = known;
     fenced_time = time++;                        // what it writes from here on is not covered
@@ -36,6 +94,7 @@ void Meeting::publish(ThreadOrder& thread) {
     else if (thread.known != last_known_) {
         raise(sum_->clock, thread.known->clock);
         raise(sum_->proxied, thread.known->proxied);
+        add(sum_->others, thread.known->others);
     }
     last_known_ = thread.known;
     if (thread.fenced && thread.fenced != last_fenced_) {
@@ -74,13 +133,16 @@ void Learning::learn(ThreadOrder& thread, const Known& news) {
     if (before_ != thread.known || news_ != news) {
         before_ = thread.known;
         news_ = news;
-        const bool nothing_new = contains(before_->clock, news->clock) && contains(before_->proxied, news->proxied);
-        const bool nothing_old = !nothing_new && contains(news->clock, before_->clock) && contains(news->proxied, before_->proxied);
+        auto covers = [](const Knowledge& all, const Knowledge& some) {
+            return contains(all.clock, some.clock) && contains(all.proxied, some.proxied) && contains(all.others, some.others);
+        };
+        const bool nothing_new = covers(*before_, *news), nothing_old = !nothing_new && covers(*news, *before_);
         after_ = nothing_new ? before_ : news;
         if (!nothing_new && !nothing_old) {
             auto both = std::make_shared<Knowledge>(*before_);
             raise(both->clock, news->clock);
             raise(both->proxied, news->proxied);
+            add(both->others, news->others);
             both->summarise();
             after_ = std::move(both);
         }

@@ -9,24 +9,28 @@
 // cores (row `tensor_row`, a lane per warp), the copies that an mbarrier counts, a thread's bulk stores.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
 namespace emu {
 
 using Clocks = std::vector<uint32_t>;
+struct Knowledge;
+using Known = std::shared_ptr<const Knowledge>;
+using Published = std::map<long, Known>;        // what is known of clusters, by their numbers
 
 // Shared between all threads that know the same, hence never changed once it is known.
 struct Knowledge {
     Clocks clock;              // by thread, 32 to a row; what is not there is 0
     Clocks proxied;            // the same, as far as TMA and the tensor cores see it (fence_proxy_async)
     Clocks least;              // the smallest clock of each row
+    Published others;          // the other clusters, as far as something in global memory has told of them
 
     uint32_t of(uint32_t thread) const { return thread < clock.size() ? clock[thread] : 0; }
     uint32_t proxied_of(uint32_t thread) const { return thread < proxied.size() ? proxied[thread] : 0; }
     void summarise();
 };
-using Known = std::shared_ptr<const Knowledge>;
 
 constexpr uint32_t never = 0xFFFFFFFF;          // the time of something nobody has waited for
 
@@ -35,6 +39,8 @@ struct ThreadOrder {
     uint32_t index = 0;                         // of its clock
     uint32_t time = 1, fenced_time = 0;         // its own, now and at its last proxy fence
     Known known, fenced;                        // what it knows; what it knew at its last proxy fence
+    Known released;                             // what it knew at its last __threadfence: atomics behind that publish it
+    Published unfenced;                         // what atomics have read: known from the next __threadfence on
     uint32_t exchanges = 0;                     // meetings of the whole warp: tells one instruction's turns from the next ones
     uint32_t step = 0;                          // length of the longest chain of accesses and meetings that led here
 
@@ -47,6 +53,11 @@ struct ThreadOrder {
     }
     void fence();                               // fence_proxy_async
 };
+
+Known snapshot(ThreadOrder& thread);            // of what it knows and has done; its time advances
+void add(Published& sum, long cluster, const Known& known);
+void add(Published& sum, const Published& more);
+Known as_known(const Published& published, long cluster);       // for a thread of that cluster
 
 // Where threads leave what they know: a barrier's current phase.
 class Meeting {

@@ -134,7 +134,7 @@ void RaceCheck::set_write(Cell& cell, const Touch& touch) {
 
 // ---- order ----
 
-bool RaceCheck::ordered(const Touch& before, const ThreadOrder& thread) const {
+bool RaceCheck::ordered(const Touch& before, const ThreadOrder& thread) {
     if (before.row < thread.known->least.size() && thread.known->least[before.row] >= before.time) return true;
     for (uint32_t rest = before.lanes; rest; rest &= rest - 1)
         if (!thread.is_behind(before.row * 32u + unsigned(__builtin_ctz(rest)), before.time)) return false;

@@ -27,9 +27,10 @@ struct FoundRace {
     std::string kind;                   // "write after read", "missing proxy fence"
     Touch first, second;
     bool first_writes, second_writes;
-    std::string where;                  // in shared memory
+    std::string where;                  // in shared or global memory
     long block;
     uint64_t count = 0;
+    long first_block = -1, second_block = -1;            // in global memory: whose threads they are
 };
 
 // The race check of one cluster. Its blocks take turns, so it needs no locks.
@@ -59,6 +60,7 @@ public:
     void settle();                                       // looks what the last store that may have been harmless has stored
 
     static uint32_t offset(Site site);                   // in the module
+    static bool ordered(const Touch& before, const ThreadOrder& thread);     // of one cluster
     const std::map<std::string, FoundRace>& found() const { return found_; }
     unsigned rows_of_block() const { return rows_; }
 
@@ -72,7 +74,6 @@ private:
     template <class Visit> void each_cell(Block& owner, uint32_t address, unsigned bytes, Visit visit);
     Cell& whole(Shadow& shadow, uint32_t word) { return shadow.words[word]; }
     Cell* split(Cell& cell);
-    bool ordered(const Touch& before, const ThreadOrder& thread) const;
     void check_write(const Cell& cell, const ThreadOrder& thread, const Touch& touch, bool writes, Block& owner, uint32_t address);
     void check_reads(const Cell& cell, const ThreadOrder& thread, const Touch& touch, Block& owner, uint32_t address);
     void check_proxy(const Cell& cell, const ThreadOrder& thread, const Touch& touch, bool writes, Block& owner, uint32_t address);

@@ -46,11 +46,14 @@ static void add_touch(const Grid& grid, Rows& row, const Touch& touch, bool writ
 }
 
 static void add_races(const Grid& grid, std::string& text) {
-    for (auto& [key, race] : grid.races) {
+    std::map<std::string, FoundRace> all = grid.races;
+    if (grid.global_races) all.insert(grid.global_races->found().begin(), grid.global_races->found().end());
+    for (auto& [key, race] : all) {
         Rows row('R');
         row << race.kind << race.block << race.where << race.count;
         add_touch(grid, row, race.first, race.first_writes);
         add_touch(grid, row, race.second, race.second_writes);
+        row << race.first_block << race.second_block;
         text += row.line();
     }
 }

@@ -7,6 +7,7 @@
 #include "common/ptx/cp_async.h"
 #include "common/ptx/ldmatrix.h"
 #include "common/ptx/mbarrier.h"
+#include "common/ptx/memory.h"
 #include "common/ptx/register.h"
 #include "common/ptx/tma.h"
 #include "common/ptx/wgmma.h"
@@ -97,6 +98,62 @@ __global__ void vote_kernel(const float* g_in, float* g_out) {
     s_values[i] = positive;  // here: replace
     __syncwarp();
     g_out[i] = s_values[i ^ 1];
+}
+
+// ---- global memory ----
+
+// The halves of a block, or two blocks, read each other's values.
+template <int MISTAKE>
+__global__ void halves_kernel(float* g_out, int distance) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    g_out[i] = float(i);  // here: give
+    if (MISTAKE == RIGHT) __syncthreads();
+    const float other = g_out[i ^ distance];  // here: take
+    __syncthreads();
+    g_out[i] = other;
+}
+
+__global__ void same_word_kernel(float* g_out, int own) {
+    *g_out = own ? float(threadIdx.x) : 7.f;  // here: same_word
+}
+
+enum Last { LAST_RIGHT, NO_RELEASE, NO_ACQUIRE, ONE_THREAD_KNOWS };
+
+// Each block leaves its numbers; whoever comes last adds up all of them.
+template <int MISTAKE>
+__global__ void last_block_kernel(float* g_parts, unsigned* g_done, float* g_sum) {
+    __shared__ bool s_last;
+    g_parts[blockIdx.x * blockDim.x + threadIdx.x] = 1.f;  // here: part
+    if (MISTAKE != ONE_THREAD_KNOWS) __syncthreads();
+    if (threadIdx.x == 0) {
+        if (MISTAKE != NO_RELEASE) __threadfence();
+        s_last = atomicInc(g_done, gridDim.x - 1) == gridDim.x - 1;
+        if (MISTAKE != NO_ACQUIRE) __threadfence();
+    }
+    __syncthreads();
+    float sum = 0.f;
+    for (int i = threadIdx.x; s_last && i < gridDim.x * blockDim.x; i += blockDim.x) sum += g_parts[i];  // here: sum
+    if (s_last) atomicAdd(g_sum, sum);
+}
+
+enum Flag { FLAG_RIGHT, FLAG_COUNTED, FLAG_PLAIN, FLAG_EARLY };
+
+// Block 0 makes a tile, block 1 waits for the flag and takes it.
+template <int MISTAKE>
+__global__ void flag_kernel(float* g_tile, int* g_flag, float* g_out) {
+    if (blockIdx.x == 0) {
+        if (MISTAKE == FLAG_EARLY && threadIdx.x == 0) ptx::st_release(g_flag, 1);
+        g_tile[threadIdx.x] = float(threadIdx.x);  // here: make
+        __syncthreads();
+        if (threadIdx.x > 0) return;
+        if (MISTAKE == FLAG_RIGHT) ptx::st_release(g_flag, 1);
+        if (MISTAKE == FLAG_COUNTED) ptx::red_release(g_flag, 1);
+        if (MISTAKE == FLAG_PLAIN) atomicExch(g_flag, 1);
+    } else {
+        while (threadIdx.x == 0 && ptx::ld_acquire(g_flag) == 0) {}
+        __syncthreads();
+        g_out[threadIdx.x] = g_tile[threadIdx.x ^ 1];  // here: take_tile
+    }
 }
 
 // Two warps pass a tile through named barriers.

@@ -34,6 +34,7 @@ EMU_API void bar_arrive(int barrier, int threads);
 enum class Shuffle { index, up, down, exclusive_or };
 enum class Vote { ballot, all, any, match_any, match_all, max, min, add };     // the last three reduce unsigned values
 EMU_API void syncwarp(unsigned mask);
+EMU_API void threadfence();
 EMU_API uint64_t shuffle(unsigned mask, uint64_t value, int operand, int width, Shuffle kind);
 EMU_API unsigned vote(unsigned mask, uint64_t value, Vote kind);
 EMU_API unsigned activemask();

@@ -10,8 +10,8 @@ EMU_DEVICE void __syncwarp(unsigned mask = 0xffffffffu) { emu::syncwarp(mask); }
 
 // One thread of a block runs at a time, so order within a block needs no fence; other blocks are other OS threads.
 EMU_DEVICE void __threadfence_block() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
-EMU_DEVICE void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-EMU_DEVICE void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+EMU_DEVICE void __threadfence() { emu::threadfence(); }
+EMU_DEVICE void __threadfence_system() { emu::threadfence(); }
 EMU_DEVICE void __nanosleep(unsigned) { emu::yield(); }
 
 template <class T> EMU_DEVICE T emu_shuffle(unsigned mask, T value, int operand, int width, emu::Shuffle kind) {

@@ -35,20 +35,36 @@ void griddep_wait() {
 
 void griddep_launch_dependents() { block_state<Dependency>().let_others_begin = true; }
 
+static void watch_ordered(const void* g_word, Access kind, Site site) {
+    const Fiber& me = self();
+    if (!me.order) return;
+    ++me.order->step;
+    worker->grid.global_races->access(me, g_word, 4, Toucher::atomic, kind != Access::read, site);
+}
+
 // Whoever waits for another block polls: give the others their turn.
 int ld_acquire(const int* g_flag) {
-    access(g_flag, 4, Access::atomic, EMU_SITE);
+    const Site site = EMU_SITE;
+    access(g_flag, 4, Access::atomic, site);
     yield();
+    watch_ordered(g_flag, Access::read, site);
+    const OrderedAccess together(g_flag, {.reads = true, .acquires = true, .writes = false, .releases = false, .replaces = false});
     return __atomic_load_n(g_flag, __ATOMIC_ACQUIRE);
 }
 
 void st_release(int* g_flag, int value) {
-    access(g_flag, 4, Access::atomic, EMU_SITE);
+    const Site site = EMU_SITE;
+    access(g_flag, 4, Access::atomic, site);
+    watch_ordered(g_flag, Access::write, site);
+    const OrderedAccess together(g_flag, {.reads = false, .acquires = false, .writes = true, .releases = true, .replaces = true});
     __atomic_store_n(g_flag, value, __ATOMIC_RELEASE);
 }
 
 void red_release(int* g_counter, int value) {
-    access(g_counter, 4, Access::atomic, EMU_SITE);
+    const Site site = EMU_SITE;
+    access(g_counter, 4, Access::atomic, site);
+    watch_ordered(g_counter, Access::write, site);
+    const OrderedAccess together(g_counter, {.reads = false, .acquires = false, .writes = true, .releases = true, .replaces = false});
     __atomic_fetch_add(g_counter, value, __ATOMIC_RELEASE);
 }
 
