@@ -128,7 +128,7 @@ def instances_of(path: str, text: str, named: tuple[str, ...]) -> tuple[str, ...
         raise CellError(f'{path}: {name} is a template, so name an instance: -c "{name}<...>"')
     raise CellError(f"{path}: nothing to compile, the file has no __global__ function yet")
 
-# %% ../nbs/01_workbook.ipynb #cb9b5ed4
+# %% ../nbs/01_workbook.ipynb #8eae5c0d
 class ResourceTable:
     "What `cuda.resources` reports, one row per kernel and architecture, as text and as HTML."
     HEAD = ("kernel", "architecture", "registers", "spilled bytes", "stack bytes", "static shared bytes", "barriers")
@@ -152,7 +152,7 @@ class ResourceTable:
         return "\n".join(lines + self.problems())
 
     def _repr_html_(self):
-        head = "".join(f"<th>{name}</th>" for name in self.HEAD)
+        head = f'<th style="text-align:left">{self.HEAD[0]}</th>' + "".join(f"<th>{name}</th>" for name in self.HEAD[1:])
         body = "".join(map(_html_row, self.rows()))
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return (f'<div style="overflow-x:auto">{table}</div>'
@@ -161,7 +161,8 @@ class ResourceTable:
 def _html_row(row) -> str:
     kernel, architecture, registers, spilled, *rest = row
     cells = [f"<code>{escape(kernel)}</code>", architecture, registers, f"<strong>{spilled}</strong>" if spilled else 0]
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in [*cells, *rest]) + "</tr>"
+    first, *others = [*cells, *rest]
+    return f'<tr><td style="text-align:left">{first}</td>' + "".join(f"<td>{cell}</td>" for cell in others) + "</tr>"
 
 # %% ../nbs/01_workbook.ipynb #34dbd83e
 @magics_class
