@@ -443,7 +443,7 @@ def right_ones(implementations: Mapping[str, Callable], inputs: Sequence[Tensor]
     seconds = usable(implementations, *inputs, errors=errors, at=at)
     return {name: time for name, time in seconds.items() if _is_right(name, implementations[name], *inputs, causal)}
 
-# %% ../nbs/04_bench.ipynb #29ca8851
+# %% ../nbs/04_bench.ipynb #0e7d13ad
 _COMPILE = """import json, sys
 from flashmoe_nb import cuda
 for path, name, architecture in json.load(sys.stdin): cuda.compile_cubin(cuda.read_source(path), name, architecture)"""
@@ -458,7 +458,8 @@ def precompile(instances: Iterable[tuple[str, str]], workers: int | None = None,
         try: architecture = cuda.target(capability, cuda.read_source(path).architectures)
         except NotImplementedError: continue
         if (cuda.KERNELS / path).is_file(): jobs.add((path, name, architecture))
-    jobs, workers = sorted(jobs), workers or os.cpu_count() or 1
+    jobs = sorted(jobs)
+    workers = workers or min(os.cpu_count() or 1, -(-len(jobs) // 2))      # starting a process costs as much as an instance
     shares = [json.dumps(jobs[i::workers]) for i in range(min(workers, len(jobs)))]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     processes = [subprocess.Popen([sys.executable, "-c", _COMPILE], **pipes) for _ in shares]
