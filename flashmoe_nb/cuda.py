@@ -8,7 +8,8 @@ __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
            'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'MapLayout', 'map_layout',
            'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel', 'Prepared', 'prepare',
-           'compile', 'available_backend', 'device', 'architecture', 'emulation']
+           'recording', 'new_scratch', 'Repetition', 'compile', 'available_backend', 'device', 'architecture',
+           'emulation']
 
 # %% ../nbs/00_cuda.ipynb #a92df0dd
 import contextlib
@@ -554,7 +555,7 @@ class _Config(ctypes.Structure):
 
 _DEPENDENT = _Attribute(6, 0, 1)     # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
-# %% ../nbs/00_cuda.ipynb #430e8cc0
+# %% ../nbs/00_cuda.ipynb #4710ec21
 class _Call:
     "What one thread keeps of one kernel: the packed arguments, the array of pointers to them, and descriptions of launches."
 
@@ -563,7 +564,6 @@ class _Call:
         cupy.cuda.runtime.setDevice(device)     # binds the device's context to a thread that has none yet
         self.buffer, self.configs = _Aligned(max(size, 1)), {}
         self.address = self.buffer.address
-        self.words = (ctypes.c_uint64 * (size // 8)).from_address(self.address)
         self.pointers = (ctypes.c_void_p * max(len(offsets), 1))(*(self.address + o for o in offsets))
         self.pointers_address = ctypes.addressof(self.pointers)
 
@@ -744,7 +744,15 @@ def _built(self: Kernel, check: tuple[str, ...]):
 
 Kernel._load, Kernel._built = _load, _built
 
-# %% ../nbs/00_cuda.ipynb #abdaaaae
+# %% ../nbs/00_cuda.ipynb #d960f708
+def _runs(pointers) -> list[tuple[int, int, int]]:
+    "Pointers (number, offset) side by side, to be written at once: number and offset of the first, and how many."
+    runs = []
+    for j, offset in pointers:
+        if runs and (j, offset) == (runs[-1][0] + runs[-1][2], runs[-1][1] + 8 * runs[-1][2]): runs[-1][2] += 1
+        else: runs.append([j, offset, 1])
+    return [tuple(run) for run in runs]
+
 class Prepared:
     """A launch of fixed shape, numbers and layouts, made by `Kernel.prepare`, for tensors that change.
 
@@ -766,7 +774,8 @@ class Prepared:
         launcher = kernel._launchers.get(self.device) or kernel._load(self.device)
         if args is not None: bind(launcher.signature, args, kernel.name)
         for i, layout in self.layouts.items(): self.args[i] = layout.encoded or _encode(args[i])
-        self.pointers = [(j, launcher.offsets[i] // 8) for j, i in enumerate(self.slots) if i not in self.layouts]
+        pointers = [(j, launcher.offsets[i]) for j, i in enumerate(self.slots) if i not in self.layouts]
+        self.runs = [(struct.Struct(f"={n}Q").pack_into, offset, j, j + n) for j, offset, n in _runs(pointers)]
         self.maps = [(j, launcher.offsets[i]) for j, i in enumerate(self.slots) if i in self.layouts]
         self.launcher, self.seen = launcher, _generation
         self.calls = _PerThread(self._pack)
@@ -784,27 +793,71 @@ class Prepared:
         grid, block, smem, dependent = self.shape
         return self.kernel.launch(grid, block, args, smem, dependent=dependent)
 
-# %% ../nbs/00_cuda.ipynb #6a656a27
+# %% ../nbs/00_cuda.ipynb #8af89ef1
+_recording: contextvars.ContextVar[list | None] = contextvars.ContextVar("recording", default=None)
+
+def _at(self: Prepared, addresses, stream: int):
+    "Launch on memory at these addresses, in the order of the tensors, on a stream of this launch's device, which is current."
+    if self.seen != _generation: self._load()
+    launcher, call, status = self.launcher, self.calls.value, 0
+    for pack, offset, first, last in self.runs: pack(call.buffer.storage, call.buffer.offset + offset, *addresses[first:last])
+    for j, offset in self.maps: status |= launcher.replace_address(call.address + offset, addresses[j])
+    call.config.stream = stream
+    _check_status(status or launcher.driver_launch(call.config.address, launcher.function, call.pointers_address, None))
+
 def _call(self: Prepared, *tensors):
     "Launch on these tensors; on the emulator, returns its report."
     if self.device < 0: return self._emulate(tensors)
     if torch._C._cuda_getDevice() != self.device:
         with torch.cuda.device(self.device): return self(*tensors)
-    if self.seen != _generation: self._load()
-    launcher, call, status = self.launcher, self.calls.value, 0
-    for j, word in self.pointers:
-        tensor = tensors[j]
-        call.words[word] = 0 if tensor is None else tensor.data_ptr()
-    for j, offset in self.maps:
-        status |= launcher.replace_address(call.address + offset, tensors[j].data_ptr())
-    call.config.stream = torch._C._cuda_getCurrentRawStream(self.device)
-    _check_status(status or launcher.driver_launch(call.config.address, launcher.function, call.pointers_address, None))
+    if (record := _recording.get()) is not None: record.append((self, tensors))
+    self.at([0 if x is None else x.data_ptr() for x in tensors], torch._C._cuda_getCurrentRawStream(self.device))
 
 def prepare(self: Kernel, grid, block, args, smem: int = 0, *, dependent: bool = False) -> Prepared:
     "Check a launch as `launch` does, without launching, and return what launches it again and again on other tensors."
     return Prepared(self, (grid, block, smem, dependent), args)
 
-Prepared.__call__, Kernel.prepare = _call, prepare
+Prepared.at, Prepared.__call__, Kernel.prepare = _at, _call, prepare
+
+# %% ../nbs/00_cuda.ipynb #e1de184c
+@contextlib.contextmanager
+def recording():
+    "A list of the prepared launches on a GPU made by this thread inside the block, each with its tensors."
+    token = _recording.set([])
+    try: yield _recording.get()
+    finally: _recording.reset(token)
+
+def new_scratch(size: int, device: torch.device) -> torch.Tensor:
+    "Uninitialised bytes."
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+class Repetition:
+    """The launches of a recorded call, to be made again on other arguments.
+
+    `arguments` are the tensors among which the recorded call found its pointers; all other memory it touched counts as
+    scratch, which is one allocation of `scratch_bytes` in a repetition. It is called with tensors of the same shapes, dtypes,
+    strides and device: that is not checked. Only launches are repeated, so a recorded call must do nothing else on the device."""
+
+    def __init__(self, launches, arguments):
+        self.device, self.scratch_bytes, starts = arguments[0].device, 0, {}
+        def place(x):       # which of (null, *arguments, scratch), and how far into it
+            if x is None: return 0, 0
+            for i, argument in enumerate(arguments):
+                if 0 <= x.data_ptr() - argument.data_ptr() < argument.nbytes: return i + 1, x.data_ptr() - argument.data_ptr()
+            memory = x.untyped_storage()
+            if memory.data_ptr() not in starts:
+                starts[memory.data_ptr()] = self.scratch_bytes
+                self.scratch_bytes += -(-memory.nbytes() // 256) * 256
+            return len(arguments) + 1, starts[memory.data_ptr()] + x.data_ptr() - memory.data_ptr()
+        self.launches = [(launch, [place(x) for x in tensors]) for launch, tensors in launches]
+
+    def __call__(self, *arguments):
+        device = self.device.index
+        if torch._C._cuda_getDevice() != device:
+            with torch.cuda.device(device): return self(*arguments)
+        scratch, stream = new_scratch(self.scratch_bytes, self.device), torch._C._cuda_getCurrentRawStream(device)
+        bases = (0, *[x.data_ptr() for x in arguments], scratch.data_ptr())
+        for launch, places in self.launches: launch.at([bases[i] + offset for i, offset in places], stream)
 
 # %% ../nbs/00_cuda.ipynb #077b5f92
 _compiled: dict[tuple, Kernel] = {}

@@ -98,14 +98,39 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
     result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
     return (*result, None) if return_attn_probs else result
 
-# %% ../nbs/78_ops.ipynb #896ef622
-_library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids) -> Tensor")
-torch.library.impl(_library, "experts_forward", "CUDA")(fused_layer.fused_experts)
-torch.library.impl(_library, "experts_forward", "Meta")(lambda tokens, *_: torch.empty_like(tokens))
+# %% ../nbs/78_ops.ipynb #9fe480b9
+_library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids,"
+                " Tensor? b_gate_up=None, Tensor? b_down=None, Tensor[]? shared=None, int? capacity=None,"
+                " bool weigh_inputs=False) -> (Tensor, Tensor)")
+_library.define("route(Tensor logits, int top_k, bool renormalize, str scoring, Tensor? bias, int n_group, int topk_group,"
+                " int group_best, float scaling) -> (Tensor, Tensor)")
 
-def _refuse_gradients(*tensors):
+@torch.library.impl(_library, "experts_forward", "CUDA")
+def _experts_dispatched(*arguments):
+    names = ("b_gate_up", "b_down", "shared", "capacity", "weigh_inputs")
+    return fused_layer.fused_experts(*arguments[:5], **dict(zip(names, arguments[5:], strict=False)), return_dropped=True)
+
+@torch.library.impl(_library, "experts_forward", "Meta")
+def _experts_meta(tokens, w_gate_up, w_down, *_):
+    return torch.empty_like(tokens, memory_format=torch.contiguous_format), tokens.new_empty(len(w_down), dtype=torch.int32)
+
+@torch.library.impl(_library, "route", "CUDA")
+def _route_dispatched(logits, top_k, renormalize, scoring, bias, n_group, topk_group, group_best, scaling):
+    return routing(logits, top_k, renormalize=renormalize, scoring=scoring, bias=bias, n_group=n_group, topk_group=topk_group,
+                   group_best=group_best, scaling=scaling)
+
+@torch.library.impl(_library, "route", "Meta")
+def _route_meta(logits, top_k, *_):
+    size = len(logits), top_k
+    return logits.new_empty(size, dtype=torch.float32), logits.new_empty(size, dtype=torch.int32)
+
+def _wants_gradient(x) -> bool:
+    "Whether a gradient of this argument would be recorded: of a tensor, of one in a pair; of anything else, no."
+    return any([_wants_gradient(y) for y in x]) if isinstance(x, tuple | list) else getattr(x, "requires_grad", False)
+
+def _refuse_gradients(*arguments):
     "A CUDA call that would have to record a gradient raises."
-    if torch.is_grad_enabled() and any([getattr(x, "requires_grad", False) for x in tensors]):
+    if torch.is_grad_enabled() and any([_wants_gradient(x) for x in arguments]):
         raise NotImplementedError("experts on CUDA tensors have no backward yet: "
                                   "call them under torch.no_grad(), or on CPU tensors")
 
@@ -118,7 +143,7 @@ def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropp
     out = reference.experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options).to(tokens.dtype)
     return (out, reference.dropped(topk_ids, len(w_down), extra[-1])) if return_dropped else out
 
-# %% ../nbs/78_ops.ipynb #79d6d0a3
+# %% ../nbs/78_ops.ipynb #26b79a82
 def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_up=None, b_down=None, shared=None,
                   capacity: int | None = None, weigh_inputs: bool = False, return_dropped: bool = False):
     """SwiGLU experts for tokens that are routed already: `[num_tokens, hidden]` → the same shape and dtype.
@@ -135,12 +160,19 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     options = dict(b_gate_up=b_gate_up, b_down=b_down, shared=shared, capacity=capacity, weigh_inputs=weigh_inputs,
                    return_dropped=return_dropped)
     if _on_cpu(tokens): return _experts_cpu(*arguments, **options)
-    _refuse_gradients(*arguments, b_gate_up, b_down, *shared or ())
-    if torch.compiler.is_compiling() and not any(x is not None and x is not False for x in options.values()):
-        return torch.ops.flashmoe_nb.experts_forward(*arguments)
-    return fused_layer.fused_experts(*arguments, **options)
+    _refuse_gradients(*arguments)
+    if not b_gate_up is b_down is shared is None: _refuse_gradients(b_gate_up, b_down, shared)
+    if not torch.compiler.is_compiling(): return fused_layer.fused_experts(*arguments, **options)
+    out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, b_gate_up, b_down, shared, capacity, weigh_inputs)
+    return (out, dropped) if return_dropped else out
 
-# %% ../nbs/78_ops.ipynb #cb09f20d
+# %% ../nbs/78_ops.ipynb #a1882689
+def _moe_traced(tokens, expert_weights, logits, top_k, settings, options):
+    w_gate_up, w_down = expert_weights
+    more = fused_layer.check_routing_options(settings["routing_options"])
+    chosen = torch.ops.flashmoe_nb.route(logits, top_k, settings["renormalize"], settings["scoring"], *more.values())
+    return fused_experts(tokens, w_gate_up, w_down, *chosen, **options)
+
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",
               routing_options: dict | None = None, **options):
     """A whole Mixture-of-Experts layer, from the router's logits to the combined output `[num_tokens, hidden]`.
@@ -151,12 +183,13 @@ def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renorm
     `routing_options` (bias, groups, scaling) are explained in `moe.routing.routing`, which on CPU tensors runs on the
     emulator. Other `options` and everything else as in `fused_experts`."""
     if not _on_cpu(tokens):
-        _refuse_gradients(tokens, routing_weights)
+        _refuse_gradients(tokens, routing_weights, expert_weights, *options.values())
         settings = dict(renormalize=renormalize, scoring=scoring, routing_options=routing_options)
+        if torch.compiler.is_compiling(): return _moe_traced(tokens, expert_weights, routing_weights, top_k, settings, options)
         return fused_layer.fused_moe(tokens, expert_weights, routing_weights, top_k, **settings, **options)
     w_gate_up, w_down = fused_layer.check_layer(tokens, expert_weights, routing_weights)
     check_logits(routing_weights, top_k, scoring)
     settings = dict(renormalize=renormalize, scoring=scoring)
-    if routing_options: chosen = routing(routing_weights, top_k, **settings, **routing_options)
+    if routing_options: chosen = routing(routing_weights, top_k, **settings, **fused_layer.check_routing_options(routing_options))
     else: chosen = reference.route(routing_weights, top_k, **settings, dtype=torch.float32)
     return fused_experts(tokens, w_gate_up, w_down, *chosen[:2], **options)

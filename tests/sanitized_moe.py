@@ -7,6 +7,7 @@ from moe_cases import OPTIONS, make_options
 
 from flashmoe_nb import reference
 from flashmoe_nb.moe import fused_layer
+from flashmoe_nb.moe.few_tokens import few_tokens
 from flashmoe_nb.moe.fused_layer import fused_experts
 from flashmoe_nb.moe.grouped_gemm import LARGEST, MMA_TILES, TILES, MmaTile, Plan, Tile
 
@@ -16,6 +17,7 @@ GROUPS = {
     "largest": list({LARGEST, Tile(2, 144, 4)}),
     "cluster": [Tile(2, 144, 4, cluster=2)],
     "sm_80": [t for _, t in MMA_TILES],
+    "few tokens": [],  # no tiles
 }
 
 if __name__ == "__main__":
@@ -33,5 +35,7 @@ if __name__ == "__main__":
             plan = Plan(tile, gathered, 1 if isinstance(tile, MmaTile) else 2, False)
             fused_layer.choose = lambda *a, plan=plan: plan
             fused_experts(x, w1, w2, weights, ids, **all_options if gathered else dict(weigh_inputs=True))
+    if "few tokens" in (sys.argv[1:] or GROUPS):
+        few_tokens(x[:16], w1, w2, weights[:16], ids[:16])
     torch.cuda.synchronize()
     print("all ran")

@@ -34,8 +34,10 @@ each_chip = pytest.mark.parametrize("hopper", (True, False), ids=("hopper", "sm_
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
     "What a kernel does not write stays NaN."
-    allocate = fused_layer.new_buffers
+    allocate, empty_like = fused_layer.new_buffers, torch.empty_like
     monkeypatch.setattr(fused_layer, "new_buffers", lambda *a: tuple(x.fill_(math.nan) for x in allocate(*a)))
+    monkeypatch.setattr(cuda, "new_scratch", lambda size, device: torch.full((size,), 255, dtype=torch.uint8, device=device))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
 
 
 def for_chip(monkeypatch, hopper: bool):
@@ -227,6 +229,23 @@ def test_workspace(monkeypatch, num_tokens, num_experts, top_k, hidden, inter):
     assert used <= 2 * num_tokens * top_k * (inter + hidden) + 4 * 2**20
 
 
+@pytest.mark.parametrize("num_tokens", (3, 100, 1200))
+@pytest.mark.parametrize("weigh_inputs", (False, True))
+def test_repeated_launches_follow_their_tensors(num_tokens, weigh_inputs):
+    "The second call of the same sizes repeats recorded launches: on other tensors, other weights, another stream."
+    fused_layer._repetitions.clear()
+    for seed in range(3):
+        x, w1, w2, logits = moe_inputs(num_tokens, 8, 512, 2048, seed=seed)
+        weights, ids = reference.route(logits, 2)
+        weights = weights.float()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            out = fused_experts(x, w1, w2, weights, ids, weigh_inputs=weigh_inputs)
+        torch.cuda.synchronize()
+        assert len(fused_layer._repetitions) == 1
+        check(out, x, w1, w2, weights, ids, torch.float32, weigh_inputs=weigh_inputs)
+
+
 def test_bad_input_leaves_the_context_usable():
     x, w1, w2, logits = moe_inputs(20, 4, 64, 64)
     weights, ids = reference.route(logits, 2)
@@ -260,7 +279,9 @@ def test_sanitizer(tool, group):
     if not sanitizer:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
     filters = [
-        word for name in ("gemm", "combine", "permute", "count", "place") for word in ("--kernel-name", f"kernel_substring={name}")
+        word
+        for name in ("gemm", "combine", "permute", "count", "place", "gate_up", "down")
+        for word in ("--kernel-name", f"kernel_substring={name}")
     ]
     script = str(Path(__file__).with_name("sanitized_moe.py"))
     command = [sanitizer, "--tool", tool, *filters, "--error-exitcode", "9", sys.executable, script, group]

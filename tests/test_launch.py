@@ -181,3 +181,58 @@ def test_a_prepared_launch_in_a_graph_and_on_a_stream():
         prepared(x, y)
     stream.synchronize()
     assert (y == 16).all()
+
+
+class FakeLaunch:
+    "Stands for a prepared launch on a GPU: remembers where it was sent."
+
+    def at(self, addresses, stream):
+        self.addresses = addresses
+
+
+def test_a_repetition_points_where_the_recorded_call_pointed(monkeypatch):
+    "Into arguments and their views, into scratch memory as far apart as it was, and nowhere for None."
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: None, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+    made = []
+    monkeypatch.setattr(cuda, "new_scratch", lambda size, device: made.append(torch.empty(size, dtype=torch.uint8)) or made[-1])
+    first, second = torch.empty(100), torch.empty(4, 8)
+    one, other = torch.empty(70), torch.empty(300, dtype=torch.int32)
+    launches = [FakeLaunch(), FakeLaunch()]
+    recorded = [(launches[0], (first, one, None, other[7:])), (launches[1], (other, second[2:], one, first[99:]))]
+    repetition = cuda.Repetition(recorded, (first, second))
+    assert repetition.scratch_bytes == 512 + 1280, "each allocation rounded up to 256 bytes"
+    x, y = torch.empty(100), torch.empty(4, 8)
+    repetition(x, y)
+    scratch = made[0].data_ptr()
+    assert launches[0].addresses == [x.data_ptr(), scratch, 0, scratch + 512 + 28]
+    assert launches[1].addresses == [scratch + 512, y.data_ptr() + 64, scratch, x.data_ptr() + 396]
+
+
+@pytest.mark.gpu
+def test_a_recorded_call_is_repeated_on_the_gpu():
+    register()
+    kernel = cuda.Kernel("scratch/launch.cu", "scale_kernel<float>")
+    x = torch.randn(300, device="cuda")
+    prepared = kernel.prepare(3, 128, (x, x, 2.0, 300))
+
+    def call(x, out):
+        between = torch.full((300,), torch.nan, device="cuda")
+        prepared(x, between)
+        prepared(between, out)
+
+    out = torch.empty_like(x)
+    with cuda.recording() as launches:
+        call(x, out)
+    repetition = cuda.Repetition(launches, (x, out))
+    for _ in range(20):
+        y, result = torch.randn(300, device="cuda"), torch.full((300,), torch.nan, device="cuda")
+        repetition(y, result)
+        torch.testing.assert_close(result, 4 * y)
+    with cuda.recording() as launches:
+        pass
+    assert launches == [] and repetition.scratch_bytes == 1280
+    register(offset=5.0)  # a repetition follows its kernel's cell, too
+    repetition(y, result)
+    torch.testing.assert_close(result, 2 * (2 * y + 5) + 5)
+    cuda.unregister("scratch/launch.cu")

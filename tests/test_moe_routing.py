@@ -178,6 +178,25 @@ def test_load_balance_loss_is_one_when_even_and_num_experts_when_collapsed():
     torch.testing.assert_close(routing(collapsed, 1, balance_loss=True)[2], torch.tensor(4.0))
 
 
+def test_load_balance_loss_of_ids_that_no_expert_has():
+    "They are counted nowhere: not for an expert, and not in the memory beside the counters."
+    logits = torch.randn(20, 6, generator=seeded(3))
+    ids = routing(logits, 2)[1]
+    faulty = ids.clone()
+    faulty[::3, 0], faulty[1, 1], faulty[2, 1] = 6, -1, 2**31 - 1
+    valid = (faulty >= 0) & (faulty < 6)
+    share = torch.bincount(faulty[valid].long(), minlength=6) / ids.numel()
+    with cuda.emulation(check=("memory", "race")):
+        loss = load_balance_loss(logits, faulty)
+    torch.testing.assert_close(loss, 6 * (share * logits.softmax(-1).mean(0)).sum())
+
+
+@pytest.mark.parametrize("ids", (None, torch.zeros(4, 2), torch.zeros(5, 2, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)))
+def test_load_balance_loss_refuses(ids):
+    with pytest.raises((TypeError, ValueError), match="topk_ids|top_k"):
+        load_balance_loss(torch.zeros(4, 8), ids)
+
+
 @pytest.mark.parametrize("options", ORDERS)
 def test_routing_in_other_orders(options):
     logits, settings = hostile_logits(6, 40), dict(scoring="sigmoid", bias=torch.zeros(40), n_group=5, topk_group=2)

@@ -80,15 +80,90 @@ def test_gradients_flow_on_the_cpu():
 
 
 @pytest.mark.gpu
-def test_gradients_are_refused_on_a_gpu():
+@pytest.mark.parametrize("which", ("tokens", "w_gate_up", "w_down", "logits", "shared", "b_down"))
+def test_gradients_are_refused_on_a_gpu(which):
+    "Whatever wants a gradient, the tokens or a weight: none is dropped in silence."
     tokens, w_gate_up, w_down, logits, weights, ids = layer(device="cuda")
-    w_down.requires_grad_()
-    for call in (lambda: fused_experts(tokens, w_gate_up, w_down, weights, ids),
-                 lambda: fused_moe(tokens.requires_grad_(), (w_gate_up, w_down), logits)):  # fmt: skip
+    shared, b_down = [w_gate_up[0].clone(), w_down[0].clone()], torch.zeros(4, 64, device="cuda", dtype=tokens.dtype)
+    dict(tokens=tokens, w_gate_up=w_gate_up, w_down=w_down, logits=logits, shared=shared[1], b_down=b_down)[which].requires_grad_()
+    calls = [lambda: fused_moe(tokens, (w_gate_up, w_down), logits, shared=shared, b_down=b_down)]
+    if which != "logits":
+        calls.append(lambda: fused_experts(tokens, w_gate_up, w_down, weights, ids, shared=shared, b_down=b_down))
+    for call in calls:
         with pytest.raises(NotImplementedError, match="no backward"):
             call()
-    with torch.no_grad():
-        assert fused_experts(tokens, w_gate_up, w_down, weights, ids).isfinite().all()
+        for without in (torch.no_grad, torch.inference_mode):
+            with without():
+                assert call().isfinite().all()
+
+
+@each_device
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        (dict(shared=torch.zeros(8, 8)), TypeError, "shared must be a pair"),
+        (dict(shared=(1, 2)), (TypeError, ValueError), "shared"),
+        (dict(capacity=2.0), TypeError, "capacity"),
+        (dict(capacity=-1), ValueError, "capacity"),
+        (dict(b_down=torch.zeros(3)), ValueError, "b_down"),
+        (dict(routing_options=dict(balance_loss=True)), TypeError, "routing_options"),
+        (dict(routing_options=dict(groups=2)), TypeError, "routing_options"),
+    ],
+)
+def test_what_options_are_refused(device, options, error, text):
+    tokens, w_gate_up, w_down, logits, *_ = layer(device=device)
+    with pytest.raises(error, match=text):
+        fused_moe(tokens, (w_gate_up, w_down), logits, **options)
+
+
+@each_device
+def test_strides_of_a_caller(device):
+    "Tokens and routing that are views are copied; weights are too large to be copied unasked."
+    tokens, w_gate_up, w_down, _, weights, ids = layer(device=device)
+    expected = fused_experts(tokens, w_gate_up, w_down, weights, ids)
+    views = torch.cat([tokens, tokens], 1)[:, :64], w_gate_up, w_down, weights.mT.contiguous().mT, ids.mT.contiguous().mT
+    assert torch.equal(fused_experts(*views), expected)
+    with pytest.raises(ValueError, match="w_gate_up must be contiguous"):
+        fused_experts(tokens, w_gate_up.mT.contiguous().mT, w_down, weights, ids)
+
+
+@each_device
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_no_token_and_autocast(device, dtype):
+    "An empty batch gives an empty batch; autocast does not convert what the operations take, and refuses nothing they take."
+    tokens, w_gate_up, w_down, logits, *_ = layer(device=device, dtype=dtype)
+    assert fused_moe(tokens[:0], (w_gate_up, w_down), logits[:0]).shape == (0, 64)
+    expected = fused_moe(tokens, (w_gate_up, w_down), logits)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert torch.equal(fused_moe(tokens, (w_gate_up, w_down), logits), expected)
+        with pytest.raises(ValueError, match="bfloat16 or torch.float16"):
+            fused_moe(tokens.float(), (w_gate_up.float(), w_down.float()), logits)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("current", (0, 1))
+def test_tensors_of_another_gpu(current):
+    "The tensors say where a call runs, whichever device is current, and that stays current; two devices are refused."
+    inputs = layer(device="cuda:0")
+    q = torch.randn(1, 2, 100, 64, device="cuda:0").bfloat16()
+    expected = fused_moe(inputs[0], inputs[1:3], inputs[3], shared=(inputs[1][0], inputs[2][0])), flash_attention_science(q, q, q)
+    for _ in range(3):  # the first call prepares and records, later ones repeat
+        for device in ("cuda:1", "cuda:0"):
+            x, w1, w2, logits, weights, ids = (t.to(device) for t in inputs)
+            there = q.to(device)
+            with torch.cuda.device(current):
+                out = fused_moe(x, (w1, w2), logits, shared=(w1[0], w2[0])), flash_attention_science(there, there, there)
+                plain = fused_experts(x, w1, w2, weights, ids)
+                assert torch.cuda.current_device() == current
+            assert all(torch.equal(o.cpu(), e.cpu()) and o.device == x.device for o, e in zip(out, expected, strict=True))
+            assert torch.equal(plain.cpu(), fused_experts(*inputs[:3], *inputs[4:]).cpu())
+            other = "cuda:0" if device == "cuda:1" else "cuda:1"
+            for mixed in ((x, w1.to(other), w2, weights, ids), (x, w1, w2, weights, ids.to(other))):
+                with pytest.raises(ValueError, match=other):
+                    fused_experts(*mixed)
+            with pytest.raises(ValueError, match=other):
+                flash_attention_science(there, there.to(other), there)
 
 
 @pytest.mark.parametrize(
@@ -111,20 +186,29 @@ def test_shapes_are_known_without_running():
         q = torch.empty(2, 4, 7, 64, dtype=torch.bfloat16)
         out, lse = torch.ops.flashmoe_nb.attention_forward(q, q, q, True, None, True, 2)
         tokens, weights = torch.empty(5, 64, dtype=torch.bfloat16), torch.empty(4, 64, 64, dtype=torch.bfloat16)
-        experts = torch.ops.flashmoe_nb.experts_forward(tokens, weights, weights, torch.empty(5, 2), torch.empty(5, 2))
-    assert out.shape == q.shape and lse.shape == (2, 4, 7) and experts.shape == tokens.shape
+        experts, dropped = torch.ops.flashmoe_nb.experts_forward(tokens, weights, weights, torch.empty(5, 2), torch.empty(5, 2))
+        share, ids = torch.ops.flashmoe_nb.route(torch.empty(5, 4), 2, True, "softmax", None, 1, 1, 2, 1.0)
+    assert out.shape == q.shape and lse.shape == (2, 4, 7) and experts.shape == tokens.shape and dropped.shape == (4,)
+    assert share.shape == ids.shape == (5, 2) and share.dtype == torch.float32 and ids.dtype == torch.int32
 
 
 @pytest.mark.gpu
-def test_under_compile():
-    "`torch.compile` keeps each operation whole, and its result the same."
+@pytest.mark.parametrize("backend", ("eager", "aot_eager"))
+def test_under_compile(backend):
+    "`torch.compile` keeps each operation whole, with its options, and its result the same."
     tokens, w_gate_up, w_down, logits, weights, ids = layer(device="cuda")
     q, k, v = reference.attention_inputs(2, 4, 100, 64, device="cuda")
+    bias, pair = torch.tensor([0.0, 5.0, 0.0, 0.0], device="cuda"), (w_gate_up, w_down)
 
-    def model(q, k, v, tokens):
-        return flash_attention_science(q, k, v, causal=True) * 2, fused_experts(tokens, w_gate_up, w_down, weights, ids) + 1
+    def model(q, k, v, tokens, logits):
+        routed = fused_moe(
+            tokens, pair, logits, 1, scoring="sigmoid", routing_options=dict(bias=bias), shared=(w_gate_up[0], w_down[0])
+        )
+        few, dropped = fused_experts(tokens, w_gate_up, w_down, weights, ids, capacity=3, return_dropped=True)
+        plain = fused_experts(tokens, w_gate_up, w_down, weights, ids) + 1
+        return flash_attention_science(q, k, v, causal=True) * 2, plain, routed, few, dropped, fused_moe(tokens, pair, logits) * 2
 
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        for one, other in zip(compiled(q, k, v, tokens), model(q, k, v, tokens), strict=True):
-            assert torch.equal(one, other)
+        found, expected = (f(q, k, v, tokens, logits) for f in (torch.compile(model, backend=backend, fullgraph=True), model))
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    torch._dynamo.reset()

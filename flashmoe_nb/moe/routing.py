@@ -72,17 +72,22 @@ def new_outputs(num_tokens: int, top_k: int, device) -> tuple[torch.Tensor, torc
     return (torch.empty(num_tokens, top_k, dtype=torch.float32, device=device),
             torch.empty(num_tokens, top_k, dtype=torch.int32, device=device))
 
-# %% ../../nbs/60_routing.ipynb #74fa1e85
+# %% ../../nbs/60_routing.ipynb #1d840044
 def load_balance_loss(logits, topk_ids, *, scoring: str = "softmax") -> torch.Tensor:
     """How unevenly the experts are used: a float32 scalar, 1 for perfectly even routing, larger for any preference.
 
     logits `[num_tokens, num_experts]` and topk_ids int32 `[num_tokens, top_k]` as `routing` gives them. The number of
     experts times the sum over experts of their share of all choices times their mean score; sigmoid scores of a token
     are divided by their sum. 0 for no tokens. Deterministic, not differentiable. transformers sums over the choices
-    where this takes their mean: its value is top_k times this one.
+    where this takes their mean: its value is top_k times this one. An id outside 0…num_experts-1 counts for no expert.
+    Raises `TypeError` or `ValueError`.
     Source: Fedus et al. 2021, equation 4; DeepSeek-V3 technical report 2024, equations 18 and 19."""
-    check_logits(logits, topk_ids.shape[1], scoring)
-    (num_tokens, num_experts), top_k = logits.shape, topk_ids.shape[1]
+    if not isinstance(topk_ids, torch.Tensor): raise TypeError(f"topk_ids must be a torch.Tensor, got {type(topk_ids).__name__}")
+    check_logits(logits, topk_ids.shape[-1] if topk_ids.ndim else 0, scoring)
+    (num_tokens, num_experts), top_k = logits.shape, topk_ids.shape[-1]
+    if topk_ids.dtype != torch.int32 or topk_ids.shape != (num_tokens, top_k) or topk_ids.device != logits.device:
+        raise ValueError(f"topk_ids must be int32 [{num_tokens}, top_k] on {logits.device}, "
+                         f"got {topk_ids.dtype} {list(topk_ids.shape)} on {topk_ids.device}")
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
     if not num_tokens: return loss
     blocks = min(BALANCE_BLOCKS, -(-num_tokens // BALANCE_WARPS))

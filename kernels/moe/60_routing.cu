@@ -261,7 +261,8 @@ __global__ void __launch_bounds__(32 * BALANCE_WARPS)
         softmax.scale = ptx::rcp(sum_over_warp(sum));
         for (int e = lane_idx; e < num_experts; e += 32)
             s_sum[warp_idx][e] += is_sigmoid ? sigmoid(row[e]) * softmax.scale : softmax.score(row[e]);
-        if (lane_idx < top_k) atomicAdd(&s_count[topk_ids[token * top_k + lane_idx]], 1);
+        const int id = lane_idx < top_k ? topk_ids[token * top_k + lane_idx] : -1;
+        if (0 <= id && id < num_experts) atomicAdd(&s_count[id], 1);  // others name no expert
     }
     __syncthreads();  // every warp has added all of its tokens
     for (int e = threadIdx.x; e < num_experts; e += blockDim.x) {

@@ -69,27 +69,27 @@ __global__ void __launch_bounds__(256)
     reinterpret_cast<uint4*>(out)[at] = pack<Element>(sum);
 }
 
-// A block a row: of a slot, or, without permuted_idx, of a pair.
+// A block a token. Its row goes to the slots of its pairs, or, without inverse_idx, to the rows of its pairs.
 template <class Element>
 __global__ void __launch_bounds__(256)
-    permute_kernel(const Element* tokens, const int* permuted_idx, const int* num_slots,
+    permute_kernel(const Element* tokens, const int* inverse_idx,
                    const float* topk_weights,  // null: rows are copied as they are
                    Element* rows, int top_k, int chunks) {
 #if __CUDA_ARCH__ >= 900
     ptx::griddep_wait();
     ptx::griddep_launch_dependents();
 #endif
-    if (permuted_idx && int(blockIdx.x) >= *num_slots) return;  // pairs were dropped: permuted_idx ends before
-    const int pair = permuted_idx ? permuted_idx[blockIdx.x] : int(blockIdx.x);
-    const uint4* source = reinterpret_cast<const uint4*>(tokens) + (long long)(pair / top_k) * chunks;
-    uint4* target = reinterpret_cast<uint4*>(rows) + (long long)blockIdx.x * chunks;
-    if (!topk_weights) {
-        for (int i = threadIdx.x; i < chunks; i += 256) target[i] = source[i];
-        return;
-    }
+    const long long first = (long long)blockIdx.x * top_k;
+    const uint4* source = reinterpret_cast<const uint4*>(tokens) + (long long)blockIdx.x * chunks;
     for (int i = threadIdx.x; i < chunks; i += 256) {
-        float product[8] = {};
-        add(product, topk_weights[pair], source[i], Element());
-        target[i] = pack<Element>(product);
+        const uint4 values = source[i];
+#pragma unroll 8
+        for (int choice = 0; choice < top_k; ++choice) {
+            const long long row = inverse_idx ? inverse_idx[first + choice] : first + choice;
+            if (row < 0) continue;  // the pair was dropped
+            float product[8] = {};
+            if (topk_weights) add(product, topk_weights[first + choice], values, Element());
+            reinterpret_cast<uint4*>(rows)[row * chunks + i] = topk_weights ? pack<Element>(product) : values;
+        }
     }
 }
