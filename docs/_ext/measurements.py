@@ -224,6 +224,8 @@ def cell(column, value, steps, folder):
     """One value as a table shows it."""
     if column == "impl" or (column == "op" and (value in steps or value in NAMES)):
         return label(value, steps, folder)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return significant(value) if isinstance(value, float) else str(value)
 
 

@@ -105,7 +105,7 @@
     fitNarrow(layout, figure.data, box.clientWidth);
     const target = document.createElement("div");
     box.append(target);
-    const config = { displaylogo: false, ...figure.config, responsive: true };
+    const config = { displaylogo: false, displayModeBar: box.clientWidth > 560 && "hover", ...figure.config, responsive: true };
     await Plotly.newPlot(target, { ...figure, layout, config });
     await Plotly.relayout(target, pageLayout(layout));
     addKeys(box, target);
