@@ -30,7 +30,7 @@ from attention_cases import STEPS  # noqa: E402, found through the line above
 
 from flashmoe_nb import bench, counters, cuda, reference  # noqa: E402
 from flashmoe_nb.attention import overlap, problem, producer_consumer, roles, tensor_cores  # noqa: E402
-from flashmoe_nb.moe import dispatch, fused_layer, grouped_gemm, routing  # noqa: E402
+from flashmoe_nb.moe import dispatch, few_tokens, fused_layer, grouped_gemm, routing  # noqa: E402
 from flashmoe_nb.mutations import Mutant, mutants  # noqa: E402
 
 # ---- small runs that together reach every call site of a kernel: functions of a device that return tensors ----
@@ -124,6 +124,17 @@ def products(tile, num_tokens, *, gathered=True, splits=1, width=136):
     return run
 
 
+def pairs_in_groups(num_tokens, hidden, inter):
+    "A layer of few tokens: experts with more pairs than a group takes, and ids that no expert has."
+
+    def run(device):
+        x, w1, w2, _ = reference.moe_inputs(num_tokens, 3, hidden, inter, device=device)
+        ids = some_ids(num_tokens, 4, 2).to(device)
+        return [few_tokens.few_tokens(x, w1, w2, torch.full(ids.shape, 0.5, device=device), ids)]
+
+    return run
+
+
 def of_steps() -> dict:
     "Every attention step: rows with many keys, rows with none, and the largest head size."
     runs = {}
@@ -173,6 +184,7 @@ RUNS = of_steps() | {
         products(grouped_gemm.Tile(2, 16, 4, 2), 200, gathered=False, width=64),
     ],
     "moe/64_grouped_gemm_mma.cu": [products(grouped_gemm.MmaTile(16, 3), 40, width=264)],
+    "moe/65_few_tokens.cu": [pairs_in_groups(13, 600, 264), pairs_in_groups(1, 136, 1104)],
     "moe/66_fused_layer.cu": [products(grouped_gemm.Tile(1, 8, 2), 40, gathered=False)],
 }
 
