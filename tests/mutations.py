@@ -135,6 +135,12 @@ def pairs_in_groups(num_tokens, hidden, inter):
     return run
 
 
+def routed_pairs(device):
+    "The same behind the kernel that chooses its experts."
+    x, w1, w2, logits = reference.moe_inputs(3, 5, 136, 72, device=device)
+    return [few_tokens.few_tokens(x, w1, w2, *routing.routing(logits, 2))]
+
+
 def of_steps() -> dict:
     "Every attention step: rows with many keys, rows with none, and the largest head size."
     runs = {}
@@ -184,7 +190,7 @@ RUNS = of_steps() | {
         products(grouped_gemm.Tile(2, 16, 4, 2), 200, gathered=False, width=64),
     ],
     "moe/64_grouped_gemm_mma.cu": [products(grouped_gemm.MmaTile(16, 3), 40, width=264)],
-    "moe/65_few_tokens.cu": [pairs_in_groups(13, 600, 264), pairs_in_groups(1, 136, 1104)],
+    "moe/65_few_tokens.cu": [pairs_in_groups(13, 600, 264), pairs_in_groups(1, 136, 1104), routed_pairs],
     "moe/66_fused_layer.cu": [products(grouped_gemm.Tile(1, 8, 2), 40, gathered=False)],
 }
 
