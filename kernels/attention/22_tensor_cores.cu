@@ -85,9 +85,8 @@ __global__ void __launch_bounds__(THREADS, 2) attention_tensor_cores_kernel(
             multiply_pv<C>(r, r_scores, smem.v, kk);
         }
     }
-    __syncthreads();  // Q is complete, also where there are no keys: otherwise outputs are overwritten by queries
-
     if (g_lse) g_lse += (long long)(batch * num_heads + head) * seqlen_q + m_start;
+    __syncthreads();  // Q is complete, also where there are no keys: otherwise outputs are overwritten by queries
     store_rows<C>(r, smem.q, g_out + batch * out_batch + head * out_head + m_start * out_row, out_row, g_lse,
                   seqlen_q - m_start, head_dim, softmax_scale_log2);
 }

@@ -169,10 +169,9 @@ __global__ void __launch_bounds__(THREADS, 2) attention_cp_async_kernel(
     }
     #pragma unroll 1
     for (; tile >= 0; --tile) consume(tile, !C::PEELED && tile >= num_full);
+    if (g_lse) g_lse += (long long)(batch * num_heads + head) * seqlen_q + m_start;
     ptx::cp_async_wait<0>();
     __syncthreads();  // Q is complete, also where there are no keys: otherwise its copies overwrite the outputs
-
-    if (g_lse) g_lse += (long long)(batch * num_heads + head) * seqlen_q + m_start;
     store_rows<C>(r, smem.q, g_out + batch * out_batch + head * out_head + m_start * out_row, out_row, g_lse,
                   seqlen_q - m_start, head_dim, softmax_scale_log2);
 }
