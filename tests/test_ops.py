@@ -61,6 +61,7 @@ def test_options_reach_the_experts(device):
         (lambda x, w, r: (x, w[0], r), TypeError, "pair"),
         (lambda x, w, r: (x, w, r[:, :3]), ValueError, "routing_weights"),
         (lambda x, w, r: (x, w, r[:5]), ValueError, "routing_weights"),
+        (lambda x, w, r: (x, w, r.to("meta")), ValueError, "routing_weights is on meta"),
         (lambda x, w, r: (x, (w[0], w[1].float()), r), ValueError, "w_down"),
         (lambda x, w, r: (x.double(), w, r), ValueError, "tokens"),
         (lambda x, w, r: (x, w, r, 5), ValueError, "top_k"),

@@ -82,7 +82,7 @@ def _check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids):
     _need(topk_weights.shape == topk_ids.shape,
           f"topk_weights has shape {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}: they must be equal")
 
-# %% ../../nbs/66_fused_layer.ipynb #37b65e7a
+# %% ../../nbs/66_fused_layer.ipynb #eda1d28c
 def permute(tokens, pairs, top_k: int, out, topk_weights=None, by_pair: bool = False):
     """Rows of tokens `[num_tokens, hidden]` in slot order, or `by_pair` in the order of the pairs, into out
     `[num_tokens * top_k, hidden]`; multiplied by topk_weights `[num_tokens, top_k]` if these are given."""
@@ -102,7 +102,7 @@ def combine(rows, pairs, topk_weights, out, splits: int = 1, *, top_k: int | Non
     tensors = (rows, pairs.inverse_idx, topk_weights, shared, out)
     key = ("combine", splits, top_k, out.shape, out.dtype, out.device, topk_weights is None, shared is None)
     def prepare():
-        bound = next(n for n in TOP_K if n >= min(top_k, TOP_K[-1]))
+        bound = next(n for n in TOP_K if n >= min(top_k * splits, TOP_K[-1]))
         kernel = cuda.compile(FILE, f"combine_kernel<{ELEMENTS[out.dtype]}, {bound}>")
         numbers = (num_tokens, top_k, hidden, splits, num_tokens * top_k)
         return kernel.prepare(-(-num_tokens * hidden // (8 * 256)), 256, (*tensors, *numbers), dependent=True)
@@ -224,7 +224,7 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     dropped = _launch_layer(*arguments, plan, **options)
     return (out, dropped) if return_dropped else out
 
-# %% ../../nbs/66_fused_layer.ipynb #523e60a6
+# %% ../../nbs/66_fused_layer.ipynb #1809b286
 def check_layer(tokens, expert_weights, routing_weights):
     "The two weights of a layer, if they are two and the logits' shape fits. Raises `TypeError` or `ValueError`."
     if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
@@ -233,6 +233,8 @@ def check_layer(tokens, expert_weights, routing_weights):
         shape = [len(tokens), len(expert_weights[1])]
         _need(list(routing_weights.shape) == shape,
               f"routing_weights must be [num_tokens, num_experts] = {shape}, got {list(routing_weights.shape)}")
+        _need(routing_weights.device == tokens.device,
+              f"routing_weights is on {routing_weights.device}, tokens on {tokens.device}: they must be on one device")
     return expert_weights
 
 ROUTING_OPTIONS = dict(bias=None, n_group=1, topk_group=1, group_best=2, scaling=1.0)
