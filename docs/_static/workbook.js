@@ -98,12 +98,19 @@
     box.addEventListener("keydown", (event) => onKey(event, target));
   }
 
+  // Panels side by side need a width of their own, in a box that scrolls.
+  const hasColumns = (layout) => Object.keys(layout).some((key) => /^xaxis/.test(key) && ((layout[key].domain || [0])[0] > 0.2));
+
   async function drawFigure(box) {
     const figure = JSON.parse(box.querySelector("script").textContent);
     const layout = { ...figure.layout, autosize: true };
     delete layout.width;
-    fitNarrow(layout, figure.data, box.clientWidth);
     const target = document.createElement("div");
+    if (hasColumns(layout)) {
+      box.style.overflowX = "auto";
+      target.style.minWidth = "36rem";
+    }
+    fitNarrow(layout, figure.data, hasColumns(layout) ? Math.max(box.clientWidth, 576) : box.clientWidth);
     box.append(target);
     const config = { displaylogo: false, displayModeBar: box.clientWidth > 560 && "hover", ...figure.config, responsive: true };
     await Plotly.newPlot(target, { ...figure, layout, config });
