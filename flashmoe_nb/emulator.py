@@ -592,20 +592,21 @@ def _text(report: Report) -> str:
 
 Report.__str__ = _text
 
-# %% ../nbs/06_emulator.ipynb #824a4e16
+# %% ../nbs/06_emulator.ipynb #09b40bfe
 _HOT = "rgba(194,80,79,{:.2f})"
 
 def _heat(ratio: float) -> str:
     "From nothing at the ideal to red at 32 times as much."
     return f"background:{_HOT.format(min(1.0, math.log2(max(ratio, 1)) / 5))}"
 
-def _row_html(line: Line) -> str:
+_CELL = "padding:.1em .5em;vertical-align:baseline;border:0;min-width:0"      # pages have rules of their own for tables
+
+def _row_html(line: Line, columns: list[int], indent: int) -> str:
     cells, border = _cells(line), ";border-left:4px solid #c2504f" if line.races else ""
     heats = (_heat(line.shared), _heat(line.sectored), "", "")
-    left = "".join(f'<td style="text-align:right;padding:0 .6em;{heat}">{cell}</td>'
-                   for cell, heat in zip(cells, heats, strict=True))
-    code = f'<span style="font-family:monospace;white-space:pre">{html.escape(line.text)}</span>'
-    return f'<tr>{left}<td style="text-align:right;padding:0 .6em{border}">{line.number}</td><td>{code}</td></tr>'
+    left = "".join(f'<td style="text-align:right;{_CELL};{heats[i]}">{cells[i]}</td>' for i in columns)
+    code = f'<span style="font-family:monospace;white-space:pre">{html.escape(line.text[indent:])}</span>'
+    return f'<tr>{left}<td style="text-align:right;{_CELL}{border}">{line.number}</td><td style="{_CELL}">{code}</td></tr>'
 
 def _with_context(report: Report, gap: int = 5):
     "The report's lines and the quiet ones between them; `None` where more than `gap` are left out, a name where a file begins."
@@ -621,19 +622,24 @@ def _with_context(report: Report, gap: int = 5):
         yield line
         before = line.place
 
-# %% ../nbs/06_emulator.ipynb #5bf8cf12
+# %% ../nbs/06_emulator.ipynb #c7753fe8
+_TITLES = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise",
+           "active lanes", "waits of warps that were held, of all")
+
 def _report_html(report: Report) -> str:
-    "The kernel's own lines with a strip of heat beside each."
-    titles = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise",
-              "active lanes", "waits of warps that were held, of all", "line of the cell or file")
-    head = "".join(f'<th style="text-align:right;padding:0 .6em" title="{title}">{name}</th>'
-                   for name, title in zip(_HEAD, titles, strict=True))
-    body = [_row_html(line) if isinstance(line, Line) else f'<tr><td colspan="5"></td><td>{html.escape(line or "…")}</td></tr>'
-            for line in _with_context(report)]
-    style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left;vertical-align:baseline"
-    return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}">'
-            f'<thead><tr>{head}<th></th></tr></thead><tbody>{"".join(body)}</tbody></table>'
-            f'<p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
+    "The kernel's own lines with a strip of heat beside each; columns that say nothing are left out."
+    lines = list(_with_context(report))
+    own = [line for line in lines if isinstance(line, Line)]
+    columns = [i for i in range(4) if any(_cells(line)[i] for line in own)]
+    indent = min((len(x.text) - len(x.text.lstrip()) for x in own if x.text.strip()), default=0)
+    head = "".join(f'<th style="text-align:right;{_CELL}" title="{_TITLES[i]}">{_HEAD[i]}</th>' for i in columns)
+    gap = f'<tr><td colspan="{len(columns) + 1}" style="{_CELL}"></td><td style="{_CELL}">{{}}</td></tr>'
+    body = "".join(_row_html(line, columns, indent) if isinstance(line, Line) else gap.format(html.escape(line or "…"))
+                   for line in lines)
+    style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left;margin:.3em 0"
+    return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}"><thead><tr>{head}'
+            f'<th style="text-align:right;{_CELL}" title="of the cell or file">line</th><th style="{_CELL}"></th></tr></thead>'
+            f'<tbody>{body}</tbody></table><p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
 
 def _bundle(report: Report, include=None, exclude=None) -> dict:
     "A traced launch without a check has no lines to show."
@@ -642,13 +648,12 @@ def _bundle(report: Report, include=None, exclude=None) -> dict:
 
 Report._repr_mimebundle_ = _bundle
 
-# %% ../nbs/06_emulator.ipynb #9613ac13
+# %% ../nbs/06_emulator.ipynb #2c61e749
 def _timeline(report: Report, first: int = 0, last: int | None = None):
     "Warps of block 0 over steps of cause and effect: bars are waits, dots arrivals and starts; thin lines lead to who came last."
     from flashmoe_nb import plots
     meets = [m for m in report.meets if m.start >= first and (last is None or m.end <= last)]
-    fig = plots.figure(x="accesses and meetings along the longest chain (not time)", y="",
-                       height=90 + 34 * len({m.warp for m in meets}))
+    fig = plots.figure(x="accesses and meetings, not time", y="", height=150 + 34 * len({m.warp for m in meets}))
     held = [m for m in meets if m.what == "wait" and m.end > m.start]
     hover = "%{y}, %{customdata}<extra></extra>"
     def words(m: Meet) -> str:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RELEASES', 'ACQUIRES', 'GROUPS', 'blank', 'siblings', 'Mutant', 'mutants', 'group_of', 'plot_mutations']
 
-# %% ../nbs/86_mutations.ipynb #c7cc946c
+# %% ../nbs/86_mutations.ipynb #4ad7e56a
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -133,7 +134,7 @@ def mutants(path: str, text: str) -> list[Mutant]:
         found += [Mutant(path, line, call[1], how, text.splitlines()[line - 1].strip(), t) for how, t in texts.items() if t]
     return found
 
-# %% ../nbs/86_mutations.ipynb #484fecb2
+# %% ../nbs/86_mutations.ipynb #b101b17e
 GROUPS = ("always on", "wrong output", "race", "init", "memory", "time out", "nobody")
 
 def group_of(row: Mapping) -> str:
@@ -147,9 +148,10 @@ def group_of(row: Mapping) -> str:
 def plot_mutations(rows: Sequence[Mapping], title: str | None = None) -> go.Figure:
     "For each kernel, how many mutants were found, and by what."
     kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    names = [Path(kernel).stem for kernel in kernels]
     fig = plots.figure(x="mutants", y="", title=title, height=160 + 26 * len(kernels))
     for group in GROUPS:
         counts = [sum(row["kernel"] == kernel and group_of(row) == group for row in rows) for kernel in kernels]
-        if any(counts): fig.add_bar(y=kernels, x=counts, name=group, orientation="h",
+        if any(counts): fig.add_bar(y=names, x=counts, name=group, orientation="h",
                                     marker_color=plots.INK if group == "nobody" else None)
     return fig.update_layout(barmode="stack").update_yaxes(autorange="reversed", showgrid=False)

@@ -311,8 +311,7 @@ def row_of(mutant: Mutant, caught: str) -> dict:
 # Survivors and their reasons: path, a piece of the line, the mutation, why.
 SURVIVORS = [
     ("30_roles", "bar_sync(barrier, PAIR)", "moved", "passes only the reading of a clock, in the variant that has one"),
-    ("22_tensor_cores", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
-    ("40_cp_async", "Q is complete, also where", "moved", "passes only the arithmetic of a pointer"),
+    ("60_routing", "griddep_wait", "moved", "passes the exit of warps without a token, which read nothing"),
     (
         "32_producer",
         "Q_READY",
