@@ -328,7 +328,7 @@ def leads(rows: Sequence[Mapping], listed: Sequence[int] = TOKENS) -> list[dict]
     return [row | (dict(lead_deviation=row["lead"] / expected[row["num_tokens"]] - 1)
                    if row["num_tokens"] not in known and expected[row["num_tokens"]] else {}) for row in ours]
 
-# %% ../nbs/87_moe_bench.ipynb #cf95b957
+# %% ../nbs/87_moe_bench.ipynb #6bcdcc25
 def bench_moe_lengths(quick: bool = False) -> list[dict]:
     "The layer at and between the listed numbers of tokens beside its peers as graphs: rows of `moe_lengths.json`."
     rows, ceilings = [], bench.ceilings()
@@ -338,7 +338,7 @@ def bench_moe_lengths(quick: bool = False) -> list[dict]:
         found, weights = [], draw_weights(MODELS[model], device="cuda")
         for num_tokens in (16, 64, 128) if quick else sorted(TOKENS + BETWEEN):
             inputs = draw_inputs(MODELS[model], num_tokens, device="cuda")
-            found += time_layers(layers, model, inputs, weights, "graph", 15, checked=32)
+            found += time_layers(layers, model, inputs, weights, "graph", 12, checked=32)
         found = [row for name in layers for row in between([row for row in found if row["impl"] == name], ceilings)]
         rows += leads(found) + [row for row in found if row["impl"] != "flashmoe_nb"]
         del weights
@@ -388,16 +388,17 @@ def plot_layers(rows: Sequence[Mapping], title: str | None = None):
     fig.update_xaxes(tickvals=list(TOKENS)).update_yaxes(rangemode="tozero")
     return plots.with_menu(fig, models) if len(models) > 1 else fig
 
-# %% ../nbs/87_moe_bench.ipynb #c554d303
+# %% ../nbs/87_moe_bench.ipynb #7d9cacca
 def plot_between(rows: Sequence[Mapping], y: str = "deviation", title: str | None = None):
-    "`deviation` of our time, or `lead_deviation` of our lead over the best peer, over the number of tokens: a line for each model."
+    "`deviation` of our time in percent, or `lead`, over the number of tokens: a line for each model; listed numbers are filled."
     from flashmoe_nb import plots
-    what = {"deviation": "% slower than expected", "lead_deviation": "% of lead beyond the expected"}[y]
+    what, scale = {"deviation": ("% slower than expected", 100), "lead": ("best peer's time / ours", 1)}[y]
     fig = plots.figure(x="tokens", y=what, title=title, log_x=True)
     ours = [row for row in rows if row["impl"] == "flashmoe_nb"]
     for model in dict.fromkeys(row["model"] for row in ours):
         line = sorted((row for row in ours if row["model"] == model), key=lambda row: row["num_tokens"])
-        fig.add_scatter(x=[r["num_tokens"] for r in line], y=[100 * r.get(y, 0.0) for r in line], mode="lines+markers", name=model,
-                        marker_symbol=["circle" if y in r else "circle-open" for r in line],
-                        text=[f"{r['time_us']:.4g} µs" for r in line], hovertemplate="%{x} tokens: %{y:+.1f}%, %{text}")
+        fig.add_scatter(x=[r["num_tokens"] for r in line], y=[scale * r.get(y, 0) for r in line], mode="lines+markers", name=model,
+                        marker_symbol=["circle-open" if "deviation" in r else "circle" for r in line],
+                        text=[f"{r['time_us']:.4g} µs" for r in line], hovertemplate="%{x} tokens: %{y:.3g}, %{text}")
+    if y == "lead": fig.add_hline(y=1, line_dash="dot")
     return fig.update_xaxes(tickvals=list(TOKENS))

@@ -710,8 +710,9 @@ def test_the_lead_over_the_best_peer_is_compared_with_the_neighbours():
     found = {row["num_tokens"]: row for row in moe_bench.leads(timed, (16, 256))}
     assert [found[n]["lead"] for n in (16, 64, 256)] == [2.0, 1.5, 4.0]
     assert found[64]["lead_deviation"] == pytest.approx(1.5 / 3.0 - 1) and "lead_deviation" not in found[16]
-    fig = moe_bench.plot_between(list(found.values()), "lead_deviation")
-    assert list(fig.data[0].x) == [16, 64, 256] and fig.data[0].y[1] == pytest.approx(-50)
+    fig = moe_bench.plot_between(list(found.values()), "lead")
+    assert list(fig.data[0].x) == [16, 64, 256] and list(fig.data[0].y) == [2.0, 1.5, 4.0]
+    assert list(fig.data[0].marker.symbol) == ["circle", "circle-open", "circle"]
 
 
 def test_neighbours():
@@ -813,7 +814,7 @@ def test_counters_of_several_launches():
 
 def test_launches_belong_to_the_target_before_them(capsys):
     one, two = profile.Target((dict(impl="a"),), None), profile.Target((dict(kernel="up"), dict(kernel="down")), None)
-    mark = ("spin_kernel(long)", {"instructions": 9})
+    mark = ("at::cuda::spin_kernel(long)", {"instructions": 9})
     products = [("grouped_gemm", {"instructions": 2}), ("nvjet", {"instructions": 3})]
     launches = [mark, ("attention_a", {"instructions": 1}), mark, *products]
     rows = [dict(impl="a", instructions=1), dict(kernel="up", instructions=2), dict(kernel="down", instructions=3)]
