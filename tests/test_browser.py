@@ -242,7 +242,7 @@ def test_jupyterlab_runs_a_step(chromium, lab):  # noqa: F811
         kernel.locator(".cm-content[data-language=cpp]").wait_for()
         choose(page, "Run", "Run All Cells")
         cell_with(page, "running_softmax(row)").locator(".js-plotly-plot .slider-container").wait_for()
-        kernel.locator("td", has_text="sm_90a").wait_for()
+        cell_with(page, "multiply_sv<C>(r_out, smem);").locator("td", has_text="sm_90a").wait_for()
         # The rest of the notebook is the business of other tests.
         choose(page, "Kernel", re.compile("^Interrupt Kernel"))
 
