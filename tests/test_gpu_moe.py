@@ -19,6 +19,7 @@ from flashmoe_nb.moe import fused_layer
 from flashmoe_nb.moe.dispatch import dispatch
 from flashmoe_nb.moe.fused_layer import combine, fused_experts, fused_moe, permute
 from flashmoe_nb.moe.grouped_gemm import LARGEST, MMA_TILES, TILES, MmaTile, Tile, choose, grouped_gemm
+from flashmoe_nb.moe.routing import routing
 
 pytestmark = pytest.mark.gpu
 MODELS = {  # num_experts, top_k, hidden, inter; DeepSeek-V3 with an eighth of its experts
@@ -244,6 +245,18 @@ def test_repeated_launches_follow_their_tensors(num_tokens, weigh_inputs):
         torch.cuda.synchronize()
         assert len(fused_layer._repetitions) == 1
         check(out, x, w1, w2, weights, ids, torch.float32, weigh_inputs=weigh_inputs)
+
+
+@pytest.mark.parametrize("num_tokens", (1, 100, 1200))
+def test_a_repeated_layer_routes_anew(num_tokens):
+    "From the logits on, with other tensors and other settings: the same bits as routing and experts one after the other."
+    for seed in range(3):
+        x, w1, w2, logits = moe_inputs(num_tokens, 8, 512, 2048, seed=seed)
+        for top_k, scoring, renormalize in ((2, "softmax", True), (2, "softmax", False), (3, "sigmoid", True)):
+            settings = dict(scoring=scoring, renormalize=renormalize)
+            for router in (logits, logits.half()):
+                expected = fused_experts(x, w1, w2, *routing(router, top_k, **settings))
+                assert torch.equal(fused_moe(x, (w1, w2), router, top_k, **settings), expected)
 
 
 def test_bad_input_leaves_the_context_usable():

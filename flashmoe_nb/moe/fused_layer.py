@@ -7,7 +7,8 @@ __all__ = ['FILE', 'TOP_K', 'FEW', 'ROUTING_OPTIONS', 'MODELS', 'kernel_work', '
            'check_options', 'on_hopper', 'new_buffers', 'shared_expert', 'plan_of', 'fused_experts', 'check_layer',
            'check_routing_options', 'fused_moe', 'kernel_times', 'bench_kernels']
 
-# %% ../../nbs/66_fused_layer.ipynb #eb931294
+# %% ../../nbs/66_fused_layer.ipynb #26cdedb9
+import functools
 import statistics
 
 import torch
@@ -176,19 +177,17 @@ def _launch_layer(tokens, w_gate_up, w_down, topk_weights, topk_ids, out, plan, 
     combine(y, pairs, None if weigh_inputs else topk_weights, out, plan.splits, top_k=top_k, shared=extra)
     return pairs.dropped
 
-# %% ../../nbs/66_fused_layer.ipynb #0f041199
+# %% ../../nbs/66_fused_layer.ipynb #b373f095
 _repetitions: dict = {}
 
-def _repeat_layer(plan, weigh_inputs: bool, *arguments):
-    "`_launch_layer` without further options on a GPU: recorded for new sizes, repeated for known ones."
-    tokens, _, w_down, _, topk_ids, _ = arguments
-    key = plan, weigh_inputs, tokens.shape, w_down.shape, topk_ids.shape, tokens.dtype, tokens.device
+def _repeat(key, launch, *arguments):
+    "`launch(*arguments)`, which does nothing on the GPU but prepared launches: recorded for a new key, repeated for a known one."
     if repetition := _repetitions.get(key): return repetition(*arguments)
-    with cuda.recording() as launches: _launch_layer(*arguments, plan, weigh_inputs=weigh_inputs)
+    with cuda.recording() as launches: launch(*arguments)
     if len(_repetitions) >= 4096: _repetitions.clear()
     _repetitions[key] = cuda.Repetition(launches, arguments)
 
-# %% ../../nbs/66_fused_layer.ipynb #8b8cf21e
+# %% ../../nbs/66_fused_layer.ipynb #8e917538
 def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_up=None, b_down=None, shared=None,
                   capacity: int | None = None, weigh_inputs: bool = False, return_dropped: bool = False):
     """SwiGLU experts for tokens that are routed already: `[num_tokens, hidden]` → the same shape and dtype.
@@ -217,14 +216,15 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     plan = plan_of(tokens, w_down, topk_ids.shape[1], plain and not weigh_inputs)
     arguments = tokens, w_gate_up, w_down, topk_weights.contiguous(), topk_ids.contiguous(), out
     if plain and tokens.is_cuda:
-        _repeat_layer(plan, weigh_inputs, *arguments)
+        key = plan, weigh_inputs, tokens.shape, w_down.shape, topk_ids.shape, tokens.dtype, tokens.device
+        _repeat(key, functools.partial(_launch_layer, plan=plan, weigh_inputs=weigh_inputs), *arguments)
         return out
     extra = None if shared is None else shared_expert(tokens, *shared)
     options = dict(b_gate_up=b_gate_up, b_down=b_down, extra=extra, capacity=capacity, weigh_inputs=weigh_inputs)
     dropped = _launch_layer(*arguments, plan, **options)
     return (out, dropped) if return_dropped else out
 
-# %% ../../nbs/66_fused_layer.ipynb #1809b286
+# %% ../../nbs/66_fused_layer.ipynb #472304a8
 def check_layer(tokens, expert_weights, routing_weights):
     "The two weights of a layer, if they are two and the logits' shape fits. Raises `TypeError` or `ValueError`."
     if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
@@ -246,6 +246,24 @@ def check_routing_options(given: dict | None) -> dict:
         raise TypeError(f"routing_options must be a dict of {', '.join(ROUTING_OPTIONS)}, got {given!r:.80}")
     return {**ROUTING_OPTIONS, **given}
 
+def _repeat_moe(tokens, w_gate_up, w_down, logits, **settings):
+    "The whole layer on a GPU where it is recorded or can be, without options; None where it cannot."
+    tensors = tokens, w_gate_up, w_down, logits
+    try:
+        aligned = all([x.is_contiguous() and x.data_ptr() % 16 == 0 for x in tensors])
+        if not (aligned and tokens.is_cuda and len(tokens)): return None
+        plan = plan_of(tokens, w_down, settings["top_k"], plain=True)
+        key = plan, *settings.values(), *[(x.shape, x.dtype, x.device) for x in tensors]
+        hash(key)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError): return None      # the long way says what is wrong
+    def launch(tokens, w_gate_up, w_down, logits, out):
+        chosen = routing(logits, **settings)
+        check_experts(tokens, w_gate_up, w_down, *chosen)
+        _launch_layer(tokens, w_gate_up, w_down, *chosen, out, plan)
+    out = torch.empty_like(tokens)
+    _repeat(key, launch, *tensors, out)
+    return out
+
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",
               routing_options: dict | None = None, **options):
     """A whole Mixture-of-Experts layer: route, dispatch, gate and up, down, combine; `[num_tokens, hidden]`.
@@ -255,8 +273,11 @@ def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renorm
     fp16. `scoring`, `renormalize` and `routing_options` go to `routing`: OLMoE wants renormalize=False. Other `options`
     and everything else as in `fused_experts`. Raises `TypeError` or `ValueError` before anything runs."""
     w_gate_up, w_down = check_layer(tokens, expert_weights, routing_weights)
-    more = check_routing_options(routing_options)
-    topk_weights, topk_ids = routing(routing_weights, top_k, scoring=scoring, renormalize=renormalize, **more)
+    more, settings = check_routing_options(routing_options), dict(top_k=top_k, scoring=scoring, renormalize=renormalize)
+    if not (routing_options or options):
+        out = _repeat_moe(tokens, w_gate_up, w_down, routing_weights, **settings)
+        if out is not None: return out
+    topk_weights, topk_ids = routing(routing_weights, **settings, **more)
     return fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options)
 
 # %% ../../nbs/66_fused_layer.ipynb #e2936d60
