@@ -592,21 +592,22 @@ def _text(report: Report) -> str:
 
 Report.__str__ = _text
 
-# %% ../nbs/06_emulator.ipynb #09b40bfe
+# %% ../nbs/06_emulator.ipynb #b7da1ae3
 _HOT = "rgba(194,80,79,{:.2f})"
 
 def _heat(ratio: float) -> str:
     "From nothing at the ideal to red at 32 times as much."
     return f"background:{_HOT.format(min(1.0, math.log2(max(ratio, 1)) / 5))}"
 
-_CELL = "padding:.1em .5em;vertical-align:baseline;border:0;min-width:0"      # pages have rules of their own for tables
+# The site, JupyterLab and others have rules of their own for tables; what matters is said here.
+_CELL = "padding:.1em .5em;vertical-align:baseline;border:0;min-width:0;white-space:nowrap;text-align:"
 
 def _row_html(line: Line, columns: list[int], indent: int) -> str:
     cells, border = _cells(line), ";border-left:4px solid #c2504f" if line.races else ""
     heats = (_heat(line.shared), _heat(line.sectored), "", "")
-    left = "".join(f'<td style="text-align:right;{_CELL};{heats[i]}">{cells[i]}</td>' for i in columns)
+    left = "".join(f'<td style="{_CELL}right;{heats[i]}">{cells[i]}</td>' for i in columns)
     code = f'<span style="font-family:monospace;white-space:pre">{html.escape(line.text[indent:])}</span>'
-    return f'<tr>{left}<td style="text-align:right;{_CELL}{border}">{line.number}</td><td style="{_CELL}">{code}</td></tr>'
+    return f'<tr>{left}<td style="{_CELL}right{border}">{line.number}</td><td style="{_CELL}left">{code}</td></tr>'
 
 def _with_context(report: Report, gap: int = 5):
     "The report's lines and the quiet ones between them; `None` where more than `gap` are left out, a name where a file begins."
@@ -622,7 +623,7 @@ def _with_context(report: Report, gap: int = 5):
         yield line
         before = line.place
 
-# %% ../nbs/06_emulator.ipynb #c7753fe8
+# %% ../nbs/06_emulator.ipynb #21d0a8e0
 _TITLES = ("wavefronts of shared memory, as a multiple of the ideal", "sectors of global memory, likewise",
            "active lanes", "waits of warps that were held, of all")
 
@@ -632,13 +633,13 @@ def _report_html(report: Report) -> str:
     own = [line for line in lines if isinstance(line, Line)]
     columns = [i for i in range(4) if any(_cells(line)[i] for line in own)]
     indent = min((len(x.text) - len(x.text.lstrip()) for x in own if x.text.strip()), default=0)
-    head = "".join(f'<th style="text-align:right;{_CELL}" title="{_TITLES[i]}">{_HEAD[i]}</th>' for i in columns)
-    gap = f'<tr><td colspan="{len(columns) + 1}" style="{_CELL}"></td><td style="{_CELL}">{{}}</td></tr>'
+    head = "".join(f'<th style="{_CELL}right" title="{_TITLES[i]}">{_HEAD[i]}</th>' for i in columns)
+    gap = f'<tr><td colspan="{len(columns) + 1}" style="{_CELL}left"></td><td style="{_CELL}left">{{}}</td></tr>'
     body = "".join(_row_html(line, columns, indent) if isinstance(line, Line) else gap.format(html.escape(line or "…"))
                    for line in lines)
     style = "border-collapse:collapse;font-size:.85em;white-space:pre;text-align:left;margin:.3em 0"
     return (f'<div style="overflow-x:auto"><p>{html.escape(repr(report))}</p><table style="{style}"><thead><tr>{head}'
-            f'<th style="text-align:right;{_CELL}" title="of the cell or file">line</th><th style="{_CELL}"></th></tr></thead>'
+            f'<th style="{_CELL}right" title="of the cell or file">line</th><th style="{_CELL}left"></th></tr></thead>'
             f'<tbody>{body}</tbody></table><p style="white-space:pre-wrap">{html.escape(report.verdict)}</p></div>')
 
 def _bundle(report: Report, include=None, exclude=None) -> dict:

@@ -223,6 +223,13 @@ class TestReport:
         html = launch("stride_kernel<4>", 1, 32, [torch.zeros(32), 32], 32 * 32 * 33)._repr_mimebundle_()["text/html"]
         assert "rgba(194,80,79,1.00)" in html and "Word&lt;" not in html and "reinterpret_cast&lt;W*&gt;" in html
 
+    def test_html_says_how_its_table_is_laid_out(self):
+        "Whatever a page says of tables: JupyterLab would push code to the right."
+        html = launch("sectors_kernel", 1, 32, [torch.randn(512), torch.zeros(8), 0, 1])._repr_mimebundle_()["text/html"]
+        assert all("text-align:" in cell for cell in re.findall(r"<t[dh] [^>]*>", html)) and "<td>" not in html
+        assert re.search(r'text-align:left"><span style="font-family:monospace;white-space:pre">const float x', html)
+        assert ">global</th>" in html and ">shared</th>" not in html and ">held</th>" not in html      # nothing to say
+
     def test_an_unchecked_launch_reports_nothing(self):
         x, out = torch.arange(512.0), torch.zeros(4096)
         assert build(FILE, "ring_kernel<RING_RIGHT>").launch(1, 64, [x, out, 6]) is None
