@@ -282,7 +282,7 @@ def test_reader_leaves_its_argument_alone():
     ("text", "linked"),
     [
         ("As in step 22, and in step 22 again.", "As in [step 22](22_b.ipynb), and in step 22 again."),
-        ("Predecessor: 10. Notebook 99 is not here.", "[Predecessor: 10](10_a.ipynb). Notebook 99 is not here."),
+        ("Predecessor: 10. Notebook 99 is not here.", "Predecessor: [10](10_a.ipynb). Notebook 99 is not here."),
         ("`step 22` and [step 22](x) and $step 22$", "`step 22` and [step 22](x) and $step 22$"),
         ("## What changed since step 22\n\nMuch.", "## What changed since step 22\n\nMuch."),
         ("```sh\nstep 22\n```\nNotebook 10", "```sh\nstep 22\n```\n[Notebook 10](10_a.ipynb)"),

@@ -151,7 +151,7 @@ def link_mentions(text, pages):
         if name is None or match[2] in linked:
             return match[0]
         linked.add(match[2])
-        return f"[{match[0]}]({name})"
+        return f"{match[1]} [{match[2]}]({name})" if match[1].endswith(":") else f"[{match[0]}]({name})"
 
     parts = _untouched.split(text)
     parts[::2] = [_mention.sub(link, part) for part in parts[::2]]
