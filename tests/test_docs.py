@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from functools import cache
+from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -188,6 +189,13 @@ def test_notebook_can_be_downloaded_and_edited(site, html, name):  # noqa: F811
     source = site.parent.parent / "nbs" / f"{name}.ipynb"
     assert (site / "nbs" / f"{name}.ipynb").read_bytes() == source.read_bytes()
     assert any(link.endswith(f"/edit/main/nbs/{name}.ipynb") for link in page.links)
+
+
+def test_pages_have_their_summary_for_searches(html):
+    for page in pages.notebooks():
+        words = re.search(r'<meta name="description" content="([^"]+)"', html[f"nbs/{page.path.stem}.html"].html)[1]
+        assert unescape(words) == re.sub("[`*]", "", page.summary)
+    assert '<meta name="description" content="FlashAttention and' in html["index.html"].html
 
 
 def test_other_pages_are_edited_at_their_source(html):

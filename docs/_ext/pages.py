@@ -5,6 +5,7 @@ becomes the landing page; these folders are written by the build and ignored by 
 changes, so that Sphinx rebuilds no more than it must.
 """
 
+import html
 import re
 import shutil
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def stage(app, config):
     stage_workbook(pages, DOCS / "nbs")
     stage_api(pages, DOCS / "api")
     index = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    app.summaries = {"index": reader.heading(index)[1]} | {f"nbs/{page.path.stem}": page.summary for page in pages}
     write(DOCS / "index.ipynb", nbformat.writes(landing(index, ROOT / "nbs")))
 
 
@@ -198,10 +200,13 @@ def source_of(pagename, suffix, owners):
 
 
 def add_links(app, pagename, templatename, context, doctree):
-    """Give the templates the page's edit link and, on a notebook's page, its download."""
+    """Give the templates the page's edit link and, on a notebook's page, its download and its summary for searches."""
     source = source_of(pagename, context.get("page_source_suffix", ""), modules()) if doctree is not None else None
     context["edit_url"] = f"{app.config.html_context['repository']}/edit/main/{source}" if source else None
     is_notebook = pagename.startswith("nbs/") and pagename != "nbs/index"
+    if summary := app.summaries.get(pagename):
+        text = html.escape(re.sub(r"[`*]", "", summary))
+        context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{text}">\n'
     context["download_name"] = pagename.rpartition("/")[2] + ".ipynb" if is_notebook else None
 
 
