@@ -65,9 +65,13 @@
     for (const part of [layout.title, ...Object.keys(layout).filter((key) => /^xaxis/.test(key)).map((key) => layout[key].title)]) {
       if (part && part.text && !part.text.includes("<")) part.text = broken(part.text, Math.floor(width / 8));
     }
-    if (layout.title && layout.title.text) layout.title = { ...layout.title, xref: "container", x: 0.02, xanchor: "left" };
-    const titleLines = ((layout.title || {}).text || "").split("<br>").length;
-    if (titleLines > 1) layout.margin = { ...layout.margin, t: 36 + 20 * titleLines };
+    if (layout.title && layout.title.text) {
+      const more = layout.title.text.split("<br>").length - 1;
+      // Plotly lets the lines above the last one grow upwards.
+      const top = { yref: "container", y: 1, yanchor: "top", pad: { t: 8 + 16 * more } };
+      layout.title = { ...layout.title, xref: "container", x: 0.02, xanchor: "left", ...top };
+      if (more) layout.margin = { ...layout.margin, t: 40 + 20 * more };
+    }
     const shown = new Set(data.filter((trace) => trace.showlegend !== false && trace.visible !== false).map((trace) => trace.name));
     if (layout.showlegend !== false && shown.size > 4) {
       layout.legend = { ...layout.legend, maxheight: 0.9 };
