@@ -5,6 +5,7 @@ import torch
 from attention_cases import DTYPES, STEPS, poisoned_outputs
 
 from flashmoe_nb import flash_attention_science, reference
+from flashmoe_nb.attention import overlap
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as some  # noqa: E402
@@ -13,6 +14,8 @@ pytestmark = pytest.mark.gpu
 FUNCTIONS = {"flash_attention_science": flash_attention_science} | {
     step: STEPS[step] for step in ("cp_async", "overlap") if step in STEPS
 }
+if "overlap" in STEPS:
+    FUNCTIONS["overlap, keys divided"] = STEPS["overlap"]
 LAYOUTS = ("contiguous", "sequence first", "misaligned", "a slice of a packed tensor", "every second row", "head_dim not last")
 VALUES = ("normal", "large", "tiny", "zero", "equal rows", "one large element", "infinite query")
 
@@ -31,6 +34,12 @@ problems = some.fixed_dictionaries(
         "seed": some.integers(0, 2**31),
     }
 )
+
+
+def divided(tiles: int, seqlen_k: int, tile: overlap.Tile, num_sms: int) -> overlap.Split:
+    "Whatever full rounds leave, in one to five parts, whether that is worth it or not."
+    tail, parts = tiles % num_sms, 1 + seqlen_k % 5
+    return overlap.Split(tiles - tail, parts) if tail and parts > 1 else overlap.Split(tiles, 1)
 
 
 def laid_out(x, layout: str):
@@ -66,6 +75,9 @@ def filled(q, k, v, values: str):
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_random_problems(function, monkeypatch):
     poisoned_outputs(monkeypatch)
+    if function == "overlap, keys divided":
+        monkeypatch.setattr(overlap, "choose_split", divided)
+        monkeypatch.setattr(overlap, "_known", {})
     count = 0
 
     @hypothesis.settings(max_examples=500, deadline=None, database=None, print_blob=True)

@@ -87,3 +87,47 @@ def test_launch_for_the_operation():
     out_1, lse_1 = step.launch_overlap(problem, *swapped, causal=True, return_lse=True, seqlen_dim=1)
     assert out_1.is_contiguous() and torch.equal(out_1.transpose(1, 2), out) and torch.equal(lse_1, lse)
     assert torch.equal(step.launch_overlap(problem, q, k, v, causal=True), out)
+
+
+def divided_by(parts):
+    "A rule that divides whatever full rounds leave, and into so many parts."
+    return lambda tiles, seqlen_k, tile, num_sms: step.Split(tiles - tiles % num_sms, parts if tiles % num_sms else 1)
+
+
+@pytest.mark.parametrize("tile", CANDIDATES, ids=lambda tile: "-".join(map(str, tile)))
+def test_tiles_in_parts(monkeypatch, tile):
+    "Rows whose keys several blocks share, some parts with no key at all, next to rows that are whole; in any order."
+    monkeypatch.setattr(step, "_num_sms", lambda device: 3)
+    monkeypatch.setattr(step, "choose_split", divided_by(5))
+    step._known.clear()
+    outs = []
+    for seed in range(2):
+        with cuda.emulation(schedule="random", seed=seed):
+            outs.append(check(tile, 1, 2, 1, 130, 200, False))
+    assert torch.equal(*outs), "the bits must not depend on who comes last"
+    step._known.clear()
+
+
+def test_counters_are_left_at_zero(monkeypatch):
+    "The next launch that takes them finds what this one found."
+    kept = []
+    monkeypatch.setattr(step, "choose_split", divided_by(3))
+    monkeypatch.setattr(step, "_num_sms", lambda device: 3)
+    monkeypatch.setattr(
+        step, "_next_counters", lambda device, count: kept.append(torch.zeros(count, dtype=torch.int32)) or kept[-1]
+    )
+    step._known.clear()
+    check(step.Tile(64, 2, 64, 2, 2), 1, 4, 4, 140, 200, False)
+    assert len(kept[-1]) > 1 and not kept[-1].any()
+    step._known.clear()
+
+
+def test_the_rule_divides_a_short_last_round():
+    "68 tiles of each of 8 heads are 4.1 rounds of 132; 66 are 4; of 128 keys no part would be worth its ends."
+    split = step.choose_split(68 * 8, 8704, CANDIDATES[0], 132)
+    assert split.whole == 4 * 132 and split.parts > 1
+    assert step.choose_split(66 * 8, 8448, CANDIDATES[0], 132) == (66 * 8, 1)
+    assert step.choose_split(68 * 8, 128, CANDIDATES[0], 132) == (68 * 8, 1)
+    for tiles in range(1, 300):
+        split = step.choose_split(tiles, 16384, CANDIDATES[-1], 132)
+        assert split.whole in (tiles, tiles - tiles % 132) and (split.parts == 1) == (split.whole == tiles)

@@ -2,22 +2,21 @@
 // Architectures: sm_90a
 
 // Step 47, overlap and persistence: attention for Hopper's tensor cores.
-// A producer thread fills rings of tiles by TMA; consumer warpgroups own 64 queries each, compute scores and
-// weights in registers, and keep both products in flight under the softmax; a third role writes outputs by TMA.
-// Grid: persistent, tiles of queries are handed out by a counter. Builds on steps 42 to 46.
+// A producer thread fills rings of tiles by TMA; consumer warpgroups own 64 queries each, compute scores and weights in
+// registers, and keep both products in flight under the softmax; a third role writes outputs by TMA. The grid is
+// persistent: a counter hands out tiles of queries, and parts of those that make no full round. Builds on steps 42 to 46.
 #include "common/hopper_tiles.cuh"
-#include "common/ptx/barrier.h"
-#include "common/wgmma_tile.cuh"
 
 // What makes this step fast, in the order in which the notebook adds it up.
 enum Optimisation { PLAIN, OVERLAP, PEELING, PERSISTENCE, ORDER, RARE_RESCALING, OPTIMISTIC_MAXIMUM, EARLY_START };
 
-template <class Element_, int HEAD_DIM_, int WARPGROUPS_, int BLOCK_N_, int STAGES_, int Q_STAGES_, Mask MASK_, Optimisation UP_TO>
+template <class Element_, int HEAD_DIM_, int WARPGROUPS_, int BLOCK_N_, int STAGES_, int Q_STAGES_, Mask MASK_, Optimisation UP_TO,
+          Tiles TILES = Tiles::WHOLE>
 struct Config {
     using Element = Element_;
+    static constexpr Mask MASK = MASK_;
     static constexpr int HEAD_DIM = HEAD_DIM_, WARPGROUPS = WARPGROUPS_, BLOCK_M = 64 * WARPGROUPS, BLOCK_N = BLOCK_N_;
     static constexpr int STAGES = STAGES_, Q_STAGES = Q_STAGES_;  // slots for tiles of K and as many of V, and of Q
-    static constexpr Mask MASK = MASK_;
     __device__ static constexpr bool has(Optimisation o) { return o <= UP_TO; }
     // The next tile's queries arrive while this one's output is still to be written: there must be a second slot.
     static constexpr bool STARTS_EARLY = has(EARLY_START) && Q_STAGES > 1;
@@ -32,6 +31,8 @@ struct Config {
     // maximum is taken: far from overflow in bf16 and float32; in fp16 a weight stays below 2^15.5.
     static constexpr bool IS_FP16 = ptx::same_type<Element, __half>;
     static constexpr float LARGEST_GROWTH = IS_FP16 ? 15.5f : 64.5f, LARGEST_SUM = IS_FP16 ? 32768.0f : 1.8446744e19f;
+    static constexpr bool DIVIDES = TILES == Tiles::DIVIDED;  // those that make no full round
+    static_assert(!DIVIDES || MASK == Mask::NONE && !STARTS_EARLY, "parts know their first and last key only");
     static_assert(WARPGROUPS >= 2 && BLOCK_N % 16 == 0, "an SM's registers; whole k steps of the second product");
 };
 
@@ -41,6 +42,7 @@ struct SharedStorage {
     Ring<typename C::KvTile, C::STAGES> k, v;
     uint64_t out_full[C::Q_STAGES];
     Tile tile[C::Q_STAGES];                          // whose queries are in the slot
+    bool is_complete[C::Q_STAGES][C::WARPGROUPS];    // of a part: are its rows in the slot those of the whole tile?
     alignas(4) bool too_large[2][C::WARPGROUPS][4];  // a warp's verdict, for an even and an odd block
 };
 
@@ -49,8 +51,7 @@ extern __shared__ __align__(1024) unsigned char smem_raw[];
 template <class C>
 __device__ inline void init_barriers(SharedStorage<C>& smem) {
     smem.q.init(1);  // released by the storing thread
-    smem.k.init(4 * C::WARPGROUPS);
-    smem.v.init(4 * C::WARPGROUPS);
+    smem.k.init(4 * C::WARPGROUPS), smem.v.init(4 * C::WARPGROUPS);
     for (uint64_t& barrier : smem.out_full) ptx::mbar_init(&barrier, 4 * C::WARPGROUPS);  // every consumer warp
     ptx::mbar_fence_init();
 }
@@ -60,17 +61,17 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
                                const CUtensorMap* map_v, unsigned int* g_next_tile, const Problem& p) {
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
-    const int num_tiles = num_m_blocks<C>(p) * p.num_heads * p.batch;
+    const int num_items = ::num_items<C>(p);
     auto announce = [&](const Tile& tile) {
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase ^ 1);  // every consumer has read whose queries these were
         ptx::mbar_wait(&smem.q.empty[q.stage], q.phase ^ 1);   // and the output has left
         smem.tile[q.stage] = tile;
     };
-    for (int index = blockIdx.x; index < num_tiles;) {
-        const Tile tile = tile_at<C, C::has(ORDER)>(index, p);
+    for (int index = blockIdx.x; index < num_items;) {
+        const Tile tile = item_at<C>(index, p, C::has(ORDER));
         const int head_k = tile.head / (p.num_heads / p.num_heads_k);
-        auto load_k = [&](int n) { smem.k.load(k, map_k, n * C::BLOCK_N, head_k, tile.batch), k.next(); };
-        auto load_v = [&](int n) { smem.v.load(v, map_v, n * C::BLOCK_N, head_k, tile.batch), v.next(); };
+        auto load_k = [&](int n) { smem.k.load(k, map_k, tile.first_key + n * C::BLOCK_N, head_k, tile.batch), k.next(); };
+        auto load_v = [&](int n) { smem.v.load(v, map_v, tile.first_key + n * C::BLOCK_N, head_k, tile.batch), v.next(); };
         int n = (tile.num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
         if (C::Q_STAGES == 1 && n >= 0) load_k(n);  // there is a free slot for keys before there is one for queries
         announce(tile);
@@ -80,7 +81,7 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
             load_k(n - 1);
             load_v(n);
         }
-        index = C::has(PERSISTENCE) ? gridDim.x + atomicInc(g_next_tile, num_tiles - 1) : num_tiles;
+        index = C::has(PERSISTENCE) ? gridDim.x + atomicInc(g_next_tile, num_items - 1) : num_items;
         if (n == 0) load_v(0);
     }
     announce({-1, 0, 0, 0});
@@ -94,9 +95,13 @@ __device__ inline void store(SharedStorage<C>& smem, const CUtensorMap* map_out)
         const Tile tile = smem.tile[q.stage];
         if (tile.m_start < 0) return;
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase);
-        #pragma unroll
-        for (int column = 0; column < C::HEAD_DIM; column += C::QTile::PANEL)
-            ptx::tma_store<4>(map_out, {column, tile.m_start, tile.head, tile.batch}, s_out.elements + column * C::BLOCK_M);
+        for (int i = 0; i < C::WARPGROUPS; ++i) {
+            if (tile.part >= 0 && !smem.is_complete[q.stage][i]) continue;
+            #pragma unroll
+            for (int column = 0; column < C::HEAD_DIM; column += C::QTile::PANEL)
+                ptx::tma_store<4>(map_out, {column, tile.m_start + 64 * i, tile.head, tile.batch},
+                                  s_out.elements + column * C::BLOCK_M + 64 * i * C::QTile::PANEL);
+        }
         ptx::tma_commit();
         ptx::tma_wait_read<0>();  // only then may the next queries overwrite the output
         ptx::mbar_arrive(&smem.q.empty[q.stage]);
@@ -108,22 +113,24 @@ struct Consumer {
     SharedStorage<C>& smem;
     const Problem& p;
     float* const g_lse;
+    const Parts parts;
     const float scale;  // softmax_scale * log2(e)
     const int warpgroup, warp, lane;
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
     RowState<C> r;
     float rescale[2], inverse[2];             // what a new maximum asks of the output; 1 / sums of the tile that ends
-    int parity = 0, ended = 0, m_start = -1;  // slot of the tile that ends; first query of the present one
+    int parity = 0, ended = 0, m_start = -1, num_keys = 0;  // slot of the tile that ends; of the present one
 
-    __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float* g_lse, float scale)
-        : smem(smem), p(p), g_lse(g_lse), scale(scale), warpgroup(uniform(threadIdx.x / 128) - 1),
-          warp(threadIdx.x / 32 % 4), lane(threadIdx.x % 32) {}
+    __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float* g_lse, const Parts& parts, float scale)
+        : smem(smem), p(p), g_lse(g_lse), parts(parts), scale(scale), warpgroup(uniform(threadIdx.x / 128) - 1),
+          warp(uniform(threadIdx.x / 32 % 4)), lane(threadIdx.x % 32) {}
 
     __device__ __forceinline__ void mask(int n) {
-        const int first = m_start + 64 * warpgroup, n_start = n * C::BLOCK_N;
-        const int seen = C::MASK == Mask::CAUSAL ? first + 1 + p.seqlen_k - p.seqlen_q - n_start : C::BLOCK_N;
-        mask_scores<C>(r, seen, p.seqlen_k - n_start);
+        const int n_start = n * C::BLOCK_N, keys = (C::DIVIDES ? num_keys : p.seqlen_k) - n_start;
+        const int first = m_start + 64 * warpgroup + p.seqlen_k - p.seqlen_q;  // the last key that the first row sees
+        if (C::has(PEELING) && C::MASK == Mask::NONE && keys >= C::BLOCK_N) return;
+        mask_scores<C>(r, C::MASK == Mask::CAUSAL ? first + 1 - n_start : C::BLOCK_N, keys);
     }
 
     // Scores become weights under `shift`, a power of two; returns their sum over this thread's columns.
@@ -236,22 +243,31 @@ struct Consumer {
     __device__ __forceinline__ Tile tile_in(int slot) {
         Tile tile = {};
         if (lane == 0) tile = smem.tile[slot];
-        return {uniform(tile.m_start), uniform(tile.head), uniform(tile.batch), uniform(tile.num_keys)};
+        return {uniform(tile.m_start), uniform(tile.head), uniform(tile.batch), uniform(tile.num_keys), 0,
+                C::DIVIDES ? uniform(tile.part) : -1};
     }
 
-    // The sums of the tile that ends are complete; those of the next one begin.
+    // The sums of the tile that ends are complete; those of the next one begin. If it is a part, it is left for others, and
+    // the warpgroup that comes last joins them: only its rows in the slot are those of the output.
     __device__ __forceinline__ void close_rows() {
         const Tile tile = tile_in(ended);
+        float log2_sum[2];
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float sum = quad_sum(r.row_sum[h]);
             inverse[h] = sum == 0.0f ? 0.0f : 1.0f / sum;  // a row that sees no key gives 0
+            log2_sum[h] = r.row_max[h] * scale + log2f(sum);
+            r.row_max[h] = minus_infinity(), r.row_sum[h] = 0.0f;
+        }
+        if (tile.part >= 0) {
+            if (!leave_part(r, inverse, log2_sum, parts, tile.part, p.parts, warpgroup, smem.is_complete[ended][warpgroup])) return;
+            join_parts(r, inverse, log2_sum, parts, tile.part, p.parts, warpgroup);
+        }
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
             const int m = tile.m_start + 64 * warpgroup + 16 * warp + lane / 4 + 8 * h;
             if (g_lse && lane % 4 == 0 && m < p.seqlen_q)
-                g_lse[(long long)(tile.batch * p.num_heads + tile.head) * p.seqlen_q + m] =
-                    (r.row_max[h] * scale + log2f(sum)) * LN_2;
-            r.row_max[h] = minus_infinity();
-            r.row_sum[h] = 0.0f;
+                g_lse[(long long)(tile.batch * p.num_heads + tile.head) * p.seqlen_q + m] = log2_sum[h] * LN_2;
         }
     }
 
@@ -303,7 +319,7 @@ struct Consumer {
             smem.q.wait(q);
             const Tile tile = tile_in(q.stage);
             if (tile.m_start < 0) return;
-            m_start = tile.m_start;
+            m_start = tile.m_start, num_keys = tile.num_keys;
             const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
             for (int i = 0; i < work.skipped; ++i) {
                 skip(1, smem.k, k);
@@ -362,20 +378,21 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention_overlap_kernel(
     const __grid_constant__ CUtensorMap map_q, const __grid_constant__ CUtensorMap map_k,
     const __grid_constant__ CUtensorMap map_v, const __grid_constant__ CUtensorMap map_out,  // boxes: one panel of a tile
     float* g_lse,               // [batch, num_heads, seqlen_q], natural log, contiguous; or null
-    unsigned int* g_next_tile,  // 0 before and after the launch
-    int batch, int num_heads, int num_heads_k, int seqlen_q, int seqlen_k, int heads_per_group, float softmax_scale_log2) {
+    float* g_parts,             // room for parts of tiles, see Parts; or null
+    unsigned int* g_next_tile,  // and the arrivals of Parts behind it: 0 before and after the launch
+    int batch, int num_heads, int num_heads_k, int seqlen_q, int seqlen_k, int heads_per_group, int whole_tiles, int parts,
+    float softmax_scale_log2) {
     SharedStorage<C>& smem = *reinterpret_cast<SharedStorage<C>*>(smem_raw);
-    const Problem p = {batch, num_heads, num_heads_k, seqlen_q, seqlen_k, heads_per_group};
+    const Problem p = {batch, num_heads, num_heads_k, seqlen_q, seqlen_k, heads_per_group, whole_tiles, parts};
     if (threadIdx.x == 0) init_barriers(smem);
     __syncthreads();  // no thread may use a barrier before it is initialised
     if (threadIdx.x < 128) {
         ptx::reg_dealloc<C::PRODUCER_REGISTERS>();
-        const int warp = threadIdx.x / 32;
-        if (warp == 0 && ptx::elect_one()) produce(smem, &map_q, &map_k, &map_v, g_next_tile, p);
-        if (warp == 1 && ptx::elect_one()) store(smem, &map_out);
+        if (threadIdx.x / 32 == 0 && ptx::elect_one()) produce(smem, &map_q, &map_k, &map_v, g_next_tile, p);
+        if (threadIdx.x / 32 == 1 && ptx::elect_one()) store(smem, &map_out);
     } else {
         ptx::reg_alloc<C::CONSUMER_REGISTERS>();
-        Consumer<C> consumer(smem, p, g_lse, softmax_scale_log2);
+        Consumer<C> consumer(smem, p, g_lse, {reinterpret_cast<float4*>(g_parts), g_next_tile + 1}, softmax_scale_log2);
         if constexpr (C::STARTS_EARLY) consumer.run_without_seams();
         else consumer.run();
     }
