@@ -77,6 +77,7 @@ def test_the_layer_takes_it_where_it_fits(monkeypatch):
     fused_experts(x[:3], w1, w2, weights[:3], ids[:3])
     assert calls == [16]
     assert fits(1, 8, 128, 2048, 768) and not fits(1, 8, 256, 7168, 2048) and not fits(5, 8, 128, 64, 64)
+    assert fits(4, 4, 64, 1024, 512) and not fits(8, 4, 64, 1024, 512) and not fits(1, 2, 8, 4096, 14336)
 
 
 def test_too_many_pairs_are_refused():
