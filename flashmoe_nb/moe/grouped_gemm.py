@@ -16,7 +16,7 @@ import torch
 from .. import cuda
 from .dispatch import Dispatch
 
-# %% ../../nbs/64_grouped_gemm.ipynb #89eaf722
+# %% ../../nbs/64_grouped_gemm.ipynb #0c0cff1e
 FILE, MMA_FILE = "moe/64_grouped_gemm.cu", "moe/64_grouped_gemm_mma.cu"
 ELEMENTS = {torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 
@@ -48,7 +48,7 @@ class Tile(NamedTuple):
     def shared_bytes(self) -> int:
         "Size of the kernel's `SharedStorage`."
         ring = self.stages * ((128 * self.consumers + self.block_tokens) * 128 + 16)
-        staged = 48 if self.large else min(self.block_tokens, 32)
+        staged = 48 if self.large else 16 if self.block_tokens < 32 else 32
         return ring + self.consumers * 2 * staged * 128 + 64 + 8 + 2 * 28 + 513 * 4 + 64
 
 # %% ../../nbs/64_grouped_gemm.ipynb #8f085c2d
@@ -71,7 +71,7 @@ class MmaTile(NamedTuple):
         "Size of the kernel's `SharedStorage`."
         return self.stages * (128 + self.block_tokens) * 128 + 513 * 4
 
-# %% ../../nbs/64_grouped_gemm.ipynb #b71e5a4b
+# %% ../../nbs/64_grouped_gemm.ipynb #bc202591
 MMA_TILES = ((20, MmaTile(16, 4)), (80, MmaTile(64, 3)), (math.inf, MmaTile(128, 3)))
 TILES = ((2, Tile(1, 8, 6)), (8, Tile(1, 16, 5)), (20, Tile(1, 32, 5)), (36, Tile(2, 48, 5)), (84, Tile(2, 96, 4)))
 LARGEST, PAIRED = Tile(2, 144, 4), Tile(2, 144, 4, cluster=2)
@@ -96,13 +96,10 @@ def choose(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter: in
     if not hopper: return Plan(next(t for most, t in MMA_TILES if pairs / num_experts <= most), True, 1, False)
     average, touched = pairs / num_experts, min(num_experts, pairs)
     tile = next((t for most, t in TILES if average <= most), LARGEST)
-    # Tiles of clusters are coarse: there must be many, and groups that fill them.
-    paired = touched * math.ceil(average / PAIRED.span) * math.ceil(inter / 128)
-    if tile == LARGEST and inter >= 2048 and average >= 200 and paired >= 4000: tile = PAIRED
     tiles, splits = touched * hidden / 128, 1
     while pairs <= 64 and splits < MAX_SPLITS and tiles * splits * 2 <= 264 and inter >= 128 * splits: splits *= 2
     stream = tile == TILES[0][1] and touched * 3 * hidden * inter * 2 < 128e6
-    return Plan(tile, not (inter >= 2048 and tile in (LARGEST, PAIRED)), parts_of(inter, splits), stream)
+    return Plan(tile, not (inter >= 2048 and tile == LARGEST), parts_of(inter, splits), stream)
 
 def _instance(dtype, tile: Tile, gate_up: bool, gathered: bool, stream: bool) -> tuple[str, str]:
     rows = "GATHERED" if gathered else "CONTIGUOUS"
@@ -118,9 +115,9 @@ def instances() -> list[tuple[str, str]]:
     "Every `(file, instance)` that `choose` can pick."
     found = []
     for dtype in ELEMENTS:
-        for tile in [t for _, t in TILES] + [LARGEST, PAIRED]:
+        for tile in [t for _, t in TILES] + [LARGEST]:
             streams = (False, True) if tile == TILES[0][1] else (False,)
-            kinds = [(True, tile != PAIRED), (False, False)] + [(True, False)] * (tile == LARGEST)
+            kinds = [(True, True), (False, False)] + [(True, False)] * (tile == LARGEST)
             found += [_instance(dtype, tile, *kind, stream) for kind in kinds for stream in streams]
         found += [_mma_instance(dtype, tile, gate_up) for _, tile in MMA_TILES for gate_up in (True, False)]
     return found

@@ -40,7 +40,7 @@ struct Config {
     static constexpr int GROUP = 16;              // token blocks that share a walk over the weights
     static constexpr bool LARGE = CONSUMERS > 1;
     // Tokens that are staged for the store together.
-    static constexpr int OUT_TOKENS = LARGE ? 48 : BLOCK_TOKENS < 32 ? BLOCK_TOKENS : 32;
+    static constexpr int OUT_TOKENS = LARGE ? 48 : BLOCK_TOKENS < 32 ? 16 : 32;
     static constexpr bool STREAM = STREAM_;
     static constexpr int CLUSTER = CLUSTER_;      // blocks that share their weights: each reads a part for all of them
     static constexpr int CONSUMER_REGISTERS = BLOCK_TOKENS > 160 ? 224 : 208;  // of 504 for three warpgroups
@@ -120,13 +120,14 @@ __device__ Tile tile_of(const SharedStorage<C>& s, const Problem& p, int tile, i
     const int part = at / group_blocks, token_block = group * C::GROUP + at % group_blocks;
     const int split = part % p.splits, k_begin = split * p.k_split;
 
-    // An expert's tokens are spread evenly over its blocks.
+    // An expert's tokens are spread over its blocks by eights: all get `each`, and the first ones one more.
     const int begin = p.expert_offsets[expert], count = p.expert_offsets[expert + 1] - begin;
     // Blocks of a cluster have neighbouring shares; the last may be left with none, and then still loads weights.
-    const int all = blocks * C::CLUSTER, size = ((count + all - 1) / all + 7) / 8 * 8;
-    const int share = (token_block * C::CLUSTER + (C::CLUSTER > 1 ? ptx::cluster_rank() : 0)) * size;
-    const int first = min(share, count - 1);
-    return {expert, part / p.splits, begin + first, max(0, min(size, count - share)), k_begin,
+    const int all = blocks * C::CLUSTER, each = (count + 7) / 8 / all, more = (count + 7) / 8 % all;
+    const int share = token_block * C::CLUSTER + (C::CLUSTER > 1 ? ptx::cluster_rank() : 0);
+    const int start = (share * each + min(share, more)) * 8, size = (each + (share < more)) * 8;
+    const int first = min(start, count - 1);
+    return {expert, part / p.splits, begin + first, max(0, min(size, count - start)), k_begin,
             min(p.k, k_begin + p.k_split), split * p.num_slots + begin + first};
 }
 
@@ -155,17 +156,19 @@ __device__ void load_weights(void* s_tile, const CUtensorMap* map, uint64_t* bar
     else ptx::tma_load(s_tile, map, barrier, at);
 }
 
-// Whole warp. The next tile's number: claimed, or, in a cluster, claimed by block 0 and sent to block 1.
+// One lane, in a cluster of block 0: the number of a further tile. Nobody waits for the answer until it is used.
 template <class C>
-__device__ int next_number(SharedStorage<C>& s, const Problem& p, Cursor<2>& mail) {
-    const int lane_idx = threadIdx.x % 32, rank = C::CLUSTER > 1 ? ptx::cluster_rank() : 0;
-    int number = 0;
-    if (rank == 0) {
-        if (lane_idx == 0) number = gridDim.x / C::CLUSTER + atomicAdd(p.counter, 1);
-        number = __shfl_sync(~0u, number, 0);
-    }
+__device__ int claim(const Problem& p) {
+    return gridDim.x / C::CLUSTER + atomicAdd(p.counter, 1);
+}
+
+// Whole warp. What lane 0 has claimed; in a cluster, what block 0 has claimed and sends to block 1.
+template <class C>
+__device__ int next_number(SharedStorage<C>& s, int claimed, Cursor<2>& mail) {
+    int number = __shfl_sync(~0u, claimed, 0);
     if constexpr (C::CLUSTER > 1) {
         static_assert(C::CLUSTER == 2);
+        const int lane_idx = threadIdx.x % 32, rank = ptx::cluster_rank();
         if (rank == 0 && lane_idx == 0) {
             // Wait until block 1 has read the number that was here; otherwise it would skip a tile.
             ptx::mbar_wait_cluster(&s.number_empty_barrier[mail.slot], mail.phase ^ 1);
@@ -199,22 +202,25 @@ __device__ void produce_weights(SharedStorage<C>& s, const Problem& p, const CUt
             ptx::mbar_arrive(&s.tile_full_barrier[handover.slot]);
         }
         if (tile.expert < 0) return;
+        int claimed = 0;
+        bool asked = false;
         for (int k = tile.k_begin; k < tile.k_end; k += C::BLOCK_K, ring.advance()) {
-            if (lane_idx == 0) {
-                uint64_t* barrier = &s.full_barrier[ring.slot];
-                // Wait until every consumer warp, in all blocks of the cluster, has released this slot; otherwise copies
-                // overwrite live operands.
-                ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
-                ptx::mbar_arrive_expect_tx(barrier, C::BLOCK_WEIGHTS * C::BLOCK_K * 2);
-                const int row = tile.weight_block * C::BLOCK_WEIGHTS + rank * 128;
-                void* s_weights = &s.weights[ring.slot][rank * 128 * C::BLOCK_K];
-                if constexpr (C::GATE_UP)  // {k, row of 8, gate or up, group of 8 rows, expert}
-                    load_weights<C>(s_weights, map, barrier, {k, 0, 0, row / 16, tile.expert});
-                else
-                    load_weights<C>(s_weights, map, barrier, {k, row, tile.expert});
-            }
+            if (lane_idx != 0) continue;
+            uint64_t* barrier = &s.full_barrier[ring.slot];
+            // Wait until every consumer warp, in all blocks of the cluster, has released this slot; otherwise copies
+            // overwrite live operands.
+            ptx::mbar_wait(&s.empty_barrier[ring.slot], ring.phase ^ 1);
+            ptx::mbar_arrive_expect_tx(barrier, C::BLOCK_WEIGHTS * C::BLOCK_K * 2);
+            const int row = tile.weight_block * C::BLOCK_WEIGHTS + rank * 128;
+            void* s_weights = &s.weights[ring.slot][rank * 128 * C::BLOCK_K];
+            if constexpr (C::GATE_UP)  // {k, row of 8, gate or up, group of 8 rows, expert}
+                load_weights<C>(s_weights, map, barrier, {k, 0, 0, row / 16, tile.expert});
+            else
+                load_weights<C>(s_weights, map, barrier, {k, row, tile.expert});
+            // The next tile is asked for two stages before the end: the answer takes that long.
+            if (rank == 0 && k + 3 * C::BLOCK_K >= tile.k_end && !asked) claimed = claim<C>(p), asked = true;
         }
-        number = next_number(s, p, mail);
+        number = next_number(s, claimed, mail);
     }
 }
 
@@ -323,56 +329,68 @@ __device__ void multiply(SharedStorage<C>& s, Cursor<C::STAGES>& ring, float (&a
 
 __device__ float swiglu(float gate, float up) { return gate * ptx::rcp(1.f + ptx::ex2(gate * -1.44269504f)) * up; }
 
-// Two 8x8 blocks of outputs (features x tokens) of n group i. SwiGLU: a thread holds gate in rows g and up in rows
-// g + 8 of both m64 tiles. Otherwise `pass` is the m64 tile.
+// One of two 8x8 blocks of outputs (features x tokens) of a group of 8 tokens. SwiGLU: a thread holds gate in rows g and up
+// in rows g + 8 of both m64 tiles, one block each. Otherwise `pass` is the m64 tile.
 template <class C, int N>
-__device__ void outputs(uint32_t (&out)[2], const float (&acc)[2][N / 2], int i, int pass) {
+__device__ uint32_t output(const float (&acc)[2][N / 2], int group, int half, int pass) {
     using Element = typename C::Element;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        if constexpr (C::GATE_UP) {
-            const float* d = &acc[half][4 * i];
-            out[half] = ptx::pack<Element>(swiglu(d[0], d[2]), swiglu(d[1], d[3]));
-        } else {
-            out[half] = ptx::pack<Element>(acc[pass][4 * i + 2 * half], acc[pass][4 * i + 2 * half + 1]);
-        }
+    if constexpr (C::GATE_UP) {
+        const float* d = &acc[half][4 * group];
+        return ptx::pack<Element>(swiglu(d[0], d[2]), swiglu(d[1], d[3]));
+    } else {
+        return ptx::pack<Element>(acc[pass][4 * group + 2 * half], acc[pass][4 * group + 2 * half + 1]);
     }
 }
 
-// Accumulators hold features in rows and tokens in columns; stmatrix turns them, so that a token's features are
-// contiguous and 16 bytes go to global memory at a time. `turn` counts the staging buffers used so far.
+// Chunk i of a tile: OUT_TOKENS tokens, from `first` on, and 64 of a warpgroup's features.
+template <class C, int N>
+struct Chunks {
+    static constexpr int EACH_PASS = (N + C::OUT_TOKENS - 1) / C::OUT_TOKENS, COUNT = C::FEATURES / 64 * EACH_PASS;
+    __device__ static constexpr int pass(int i) { return i / EACH_PASS; }
+    __device__ static constexpr int first(int i) { return i % EACH_PASS * C::OUT_TOKENS; }
+};
+
+// Accumulators hold features in rows and tokens in columns; stmatrix turns them, so that a token's features are contiguous.
+template <class C, int N>
+__device__ void stage_chunk(uint4* s_out, const float (&acc)[2][N / 2], int i) {
+    const int warp_idx = threadIdx.x / 32 % 4, lane_idx = threadIdx.x % 32, matrix = lane_idx / 8 % 2;
+    const int s_chunk = C::GATE_UP ? matrix * 4 + warp_idx : warp_idx * 2 + matrix, s_row = lane_idx / 16 * 8 + lane_idx % 8;
+    const int pass = Chunks<C, N>::pass(i), first = Chunks<C, N>::first(i);
+#pragma unroll
+    for (int row = 0; row < C::OUT_TOKENS; row += 16) {
+        if (first + row >= N) continue;
+        uint32_t blocks[4] = {};  // the second half stays zero after an odd group of 8 tokens
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (first + row + j / 2 * 8 < N) blocks[j] = output<C, N>(acc, (first + row) / 8 + j / 2, j % 2, pass);
+        ptx::stmatrix_x4_trans(&s_out[(row + s_row) * 8 + (s_chunk ^ lane_idx % 8)], blocks);
+    }
+}
+
+// 16 bytes to global memory at a time. `turn` counts the staging buffers used so far.
 template <class C, int N>
 __device__ void store(SharedStorage<C>& s, const float (&acc)[2][N / 2], const Tile& tile, typename C::Element* out,
                       int features, int& turn) {
-    const int warpgroup_idx = threadIdx.x / 128, warp_idx = threadIdx.x / 32 % 4, lane_idx = threadIdx.x % 32;
-    const int matrix = lane_idx / 8 % 2, s_chunk = C::GATE_UP ? matrix * 4 + warp_idx : warp_idx * 2 + matrix;
-    const int s_row = lane_idx / 16 * 8 + lane_idx % 8, chunk = threadIdx.x % 8;
+    const int warpgroup_idx = threadIdx.x / 128, s_row = threadIdx.x % 128 / 8, chunk = threadIdx.x % 8;
+    const int feature = (tile.weight_block * C::CONSUMERS + warpgroup_idx) * C::FEATURES + chunk * 8;
+    typename C::Element* target = out + (long long)(tile.out_row + s_row) * features + feature;
+    const int rows = tile.rows - s_row;
+    stage_chunk<C, N>(s.out[warpgroup_idx][turn & 1], acc, 0);
 #pragma unroll
-    for (int pass = 0; pass < C::FEATURES / 64; ++pass) {
-        const int feature = (tile.weight_block * C::CONSUMERS + warpgroup_idx) * C::FEATURES + pass * 64 + chunk * 8;
+    for (int i = 0; i < Chunks<C, N>::COUNT; ++i) {
+        // This chunk has been written; and the other buffer, which is next, has been read.
+        ptx::bar_sync(1 + warpgroup_idx, 128);
+        const uint4* s_out = s.out[warpgroup_idx][turn++ & 1];
+        const int pass = Chunks<C, N>::pass(i), first = Chunks<C, N>::first(i);
+        uint4 values[C::OUT_TOKENS / 16];
 #pragma unroll
-        for (int first = 0; first < N; first += C::OUT_TOKENS) {
-            uint4* s_out = s.out[warpgroup_idx][turn++ & 1];
+        for (int j = 0; j < C::OUT_TOKENS / 16; ++j)
+            if (first + j * 16 < rows) values[j] = s_out[(j * 16 + s_row) * 8 + (chunk ^ s_row % 8)];
+        if (i + 1 < Chunks<C, N>::COUNT) stage_chunk<C, N>(s.out[warpgroup_idx][turn & 1], acc, i + 1);
 #pragma unroll
-            for (int i = 0; i < C::OUT_TOKENS / 8; i += 2) {
-                if (first + i * 8 >= N) continue;
-                uint4* s_place = &s_out[(i * 8 + s_row) * 8 + (s_chunk ^ lane_idx % 8)];
-                uint32_t blocks[2][2];
-                outputs<C, N>(blocks[0], acc, first / 8 + i, pass);
-                if (first + i * 8 + 8 >= N || i + 1 == C::OUT_TOKENS / 8) {  // an odd group of 8 tokens
-                    ptx::stmatrix_x2_trans(s_place, blocks[0]);
-                } else {
-                    outputs<C, N>(blocks[1], acc, first / 8 + i + 1, pass);
-                    ptx::stmatrix_x4_trans(s_place, {blocks[0][0], blocks[0][1], blocks[1][0], blocks[1][1]});
-                }
-            }
-            // These rows have been written, and those of the buffer before, which is next, have been read.
-            ptx::bar_sync(1 + warpgroup_idx, 128);
-            for (int row = threadIdx.x % 128 / 8; row < C::OUT_TOKENS; row += 16)
-                if (first + row < tile.rows && feature < features)
-                    *reinterpret_cast<uint4*>(out + (long long)(tile.out_row + first + row) * features + feature) =
-                        s_out[row * 8 + (chunk ^ row % 8)];
-        }
+        for (int j = 0; j < C::OUT_TOKENS / 16; ++j)
+            if (first + j * 16 < rows && feature + pass * 64 < features)
+                *reinterpret_cast<uint4*>(target + (long long)(first + j * 16) * features + pass * 64) = values[j];
     }
 }
 
