@@ -48,7 +48,7 @@ STALLS = {
 METRICS |= {f"stall: {reason}": f"smsp__average_warps_issue_stalled_{name}_per_issue_active.ratio"
             for reason, name in STALLS.items()}
 
-# %% ../nbs/88_profile.ipynb #1318f19f
+# %% ../nbs/88_profile.ipynb #e02b902e
 class Target(NamedTuple):
     "Something to profile: a row for each launch that is looked at, and what draws inputs and returns the call."
     rows: tuple[dict, ...]
@@ -57,7 +57,8 @@ class Target(NamedTuple):
 SHAPE = bench.AttentionShape(4, 8, 2048, 64, False)
 LARGE = tuple(bench.AttentionShape(16384 // s, 2048 // d, s, d, causal)
               for d, causal, s in ((64, False, 8192), (128, True, 512), (128, False, 8192), (128, True, 8192), (256, False, 8192)))
-LAYERS = (("qwen3", 16), ("qwen3", 128), ("qwen3", 1024), ("qwen3", 8192), ("olmoe", 8192), ("mixtral", 1), ("mixtral", 8192))
+LAYERS = (("qwen3", 1), ("qwen3", 16), ("qwen3", 128), ("qwen3", 1024), ("qwen3", 8192), ("olmoe", 8192),
+          ("mixtral", 1), ("mixtral", 8192))
 
 def attention_target(impl: str, shape: bench.AttentionShape) -> Target:
     "A step, the public op or a backend of torch on unit-normal bf16 inputs."
@@ -86,9 +87,9 @@ def targets() -> dict[str, list[Target]]:
               for name in (("flashmoe_nb", "dense") if num_tokens == 8192 else ("flashmoe_nb",))]
     return {"steps": steps, "large": large, "layers": layers}
 
-# %% ../nbs/88_profile.ipynb #cbd59445
+# %% ../nbs/88_profile.ipynb #8b31d9ed
 MARK = "spin_kernel"      # what torch.cuda._sleep launches
-LOOKED_AT = f"{MARK}|attention|gemm|nvjet|cutlass|sdpa|flash"      # kernels by name: ours, and those of the libraries
+LOOKED_AT = f"{MARK}|attention|gemm|gate_up|down_kernel|nvjet|cutlass|sdpa|flash"     # names of ours and of the libraries
 
 def call_targets(found: Sequence[Target]):
     "Call every target twice, the second time between marks: what `ncu` looks at."
