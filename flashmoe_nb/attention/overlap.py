@@ -45,7 +45,7 @@ class Tile(NamedTuple):
         config = (DTYPES[dtype], *self[:5], f"Mask::{'CAUSAL' if causal else 'NONE'}", self.up_to, *["Tiles::DIVIDED"] * divided)
         return f"attention_overlap_kernel<Config<{', '.join(map(str, config))}>>"
 
-# %% ../../nbs/47_overlap.ipynb #24759225
+# %% ../../nbs/47_overlap.ipynb #32031f08
 class Split(NamedTuple):
     "The first `whole` tiles of a launch are computed at once, each of the others in `parts` parts of its keys."
     whole: int
@@ -59,10 +59,12 @@ def _last_round(tail: int, parts: int, seqlen_k: int, num_sms: int) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def choose_split(tiles: int, seqlen_k: int, tile: Tile, num_sms: int) -> Split:
-    "Into how many parts to divide the tiles that are left after full rounds; not at all if that gains next to nothing."
+    """Into how many parts to divide the tiles that are left after full rounds; not at all if that gains next to nothing.
+    No more than two parts for each SM: they need memory."""
     tail, rounds = tiles % num_sms, tiles // num_sms
     times = {parts: rounds * (seqlen_k + _SEAM) + _last_round(tail, parts, seqlen_k, num_sms)
-             for parts in range(1, 33) if parts == 1 or seqlen_k >= 2 * parts * tile.block_n}
+             for parts in range(1, 33)
+             if parts == 1 or seqlen_k >= 2 * parts * tile.block_n and tail * parts <= 2 * num_sms}
     parts = tune.pick(times)
     return Split(tiles - tail if parts > 1 else tiles, parts)
 
@@ -217,7 +219,7 @@ def with_tile(tile: Tile, q, k, v, *, causal: bool = False, softmax_scale: float
     "`overlap` by this tile and this file of `kernels/`; `divide=False`: all tiles whole. Raises what `overlap` raises."
     return _attend(q, k, v, causal, softmax_scale, return_lse, tile, divide, source)
 
-# %% ../../nbs/47_overlap.ipynb #8233f84b
+# %% ../../nbs/47_overlap.ipynb #59e14397
 def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None, return_lse: bool = False):
     """Exact attention on the tensor cores of Hopper.
 
@@ -225,7 +227,8 @@ def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None
     num_heads a multiple of num_heads_k (grouped-query attention), head_dim a multiple of 8 up to 256. `causal` aligns
     the last query with the last key. `softmax_scale` defaults to 1/sqrt(head_dim). Returns out like q, and with
     `return_lse` also the natural log-sum-exp of the scores, float32 `[batch, num_heads, seqlen_q]`. A query that sees
-    no key gives 0 and -inf. The same input gives the same bits.
+    no key gives 0 and -inf. The same input gives the same bits. Beside its outputs a call needs memory only where the
+    last round of tiles is divided: for two parts of tiles in float32 on each SM at most, while it runs.
     Raises `TypeError` or `ValueError` before anything runs, `NotImplementedError` for a chip that is not Hopper.
     Source: Shah et al. 2024, sections 3.1 and 3.2."""
     return _attend(q, k, v, causal, softmax_scale, return_lse)
