@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -73,6 +74,17 @@ def overlap_tile(*tile, growth=1.0, seqlen_q=200, seqlen_k=330):
         return overlap.with_tile(overlap.Tile(*tile), q, k, v, causal=seqlen_k > 100, return_lse=True)
 
     return run
+
+
+def tiles_in_parts(device):
+    "Step 47 with all tiles divided by keys: the blocks of the grid begin with three parts of one."
+    q, k, v = reference.attention_inputs(1, 2, 130, 64, seqlen_k=200, num_heads_k=1, device=device)
+    divide = mock.patch.object(overlap, "choose_split", lambda *_: overlap.Split(0, 5))
+    overlap._known.clear()
+    with divide, mock.patch.object(overlap, "_num_sms", lambda device: 3):
+        out = overlap.with_tile(overlap.Tile(64, 2, 64, 2, 2), q, k, v, return_lse=True)
+    overlap._known.clear()
+    return out
 
 
 def route(num_experts, top_k, **options):
@@ -180,7 +192,9 @@ RUNS = of_steps() | {
         overlap_tile(64, 2, 64, 2, 2, "RARE_RESCALING", seqlen_q=600, seqlen_k=100),
         overlap_tile(64, 2, 64, 2, 1, "PEELING"),
         overlap_tile(64, 2, 64, 2, 1, "PLAIN"),
+        tiles_in_parts,
     ],
+    "common/hopper_tiles.cuh": [tiles_in_parts],
     "moe/60_routing.cu": [route(40, 6), route(64, 5, scoring="sigmoid", n_group=8, topk_group=3)],
     "moe/62_dispatch.cu": [sort_tokens(1), sort_tokens(3), radix_sort],
     "moe/64_grouped_gemm.cu": [

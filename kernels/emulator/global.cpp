@@ -76,7 +76,7 @@ void GlobalRaces::order(const Fiber& fiber, const void* address, Order what) {
     }
     if (!what.writes) return;
     if (what.replaces) here.clear();
-    const Known known = what.releases ? snapshot(thread) : thread.released;
+    const Known known = what.releases ? snapshot(thread) : visible_of(thread);
     if (known) add(here, cluster, known);
 }
 

@@ -69,7 +69,7 @@ Known as_known(const Published& published, long cluster) {
             add_one(news->others, number, known);
             continue;
         }
-        news->clock = known->clock;
+        news->clock = news->visible = known->clock;
         news->proxied = known->proxied;
     }
     news->summarise();
@@ -80,6 +80,16 @@ Known snapshot(ThreadOrder& thread) {
     Meeting alone;
     alone.publish(thread);
     return alone.close();
+}
+
+// The fence may stand in the thread that counts, behind a barrier, or before that barrier in all that have written.
+Known visible_of(const ThreadOrder& thread) {
+    if (!thread.released && thread.known->visible.empty()) return nullptr;
+    auto seen = std::make_shared<Knowledge>();
+    seen->clock = thread.known->visible;
+    if (thread.released) raise(seen->clock, thread.released->clock);
+    seen->others = thread.known->others;
+    return seen;
 }
 
 // ---- what a thread does ----
@@ -94,8 +104,10 @@ void Meeting::publish(ThreadOrder& thread) {
     else if (thread.known != last_known_) {
         raise(sum_->clock, thread.known->clock);
         raise(sum_->proxied, thread.known->proxied);
+        raise(sum_->visible, thread.known->visible);
         add(sum_->others, thread.known->others);
     }
+    if (thread.released) raise(sum_->visible, thread.released->clock);
     last_known_ = thread.known;
     if (thread.fenced && thread.fenced != last_fenced_) {
         raise(sum_->proxied, thread.fenced->clock);
@@ -134,7 +146,8 @@ void Learning::learn(ThreadOrder& thread, const Known& news) {
         before_ = thread.known;
         news_ = news;
         auto covers = [](const Knowledge& all, const Knowledge& some) {
-            return contains(all.clock, some.clock) && contains(all.proxied, some.proxied) && contains(all.others, some.others);
+            return contains(all.clock, some.clock) && contains(all.proxied, some.proxied) && contains(all.visible, some.visible) &&
+                   contains(all.others, some.others);
         };
         const bool nothing_new = covers(*before_, *news), nothing_old = !nothing_new && covers(*news, *before_);
         after_ = nothing_new ? before_ : news;
@@ -142,6 +155,7 @@ void Learning::learn(ThreadOrder& thread, const Known& news) {
             auto both = std::make_shared<Knowledge>(*before_);
             raise(both->clock, news->clock);
             raise(both->proxied, news->proxied);
+            raise(both->visible, news->visible);
             add(both->others, news->others);
             both->summarise();
             after_ = std::move(both);

@@ -24,6 +24,7 @@ using Published = std::map<long, Known>;        // what is known of clusters, by
 struct Knowledge {
     Clocks clock;              // by thread, 32 to a row; what is not there is 0
     Clocks proxied;            // the same, as far as TMA and the tensor cores see it (fence_proxy_async)
+    Clocks visible;            // the same, as far as the whole GPU sees it (__threadfence)
     Clocks least;              // the smallest clock of each row
     Published others;          // the other clusters, as far as something in global memory has told of them
 
@@ -39,7 +40,7 @@ struct ThreadOrder {
     uint32_t index = 0;                         // of its clock
     uint32_t time = 1, fenced_time = 0;         // its own, now and at its last proxy fence
     Known known, fenced;                        // what it knows; what it knew at its last proxy fence
-    Known released;                             // what it knew at its last __threadfence: atomics behind that publish it
+    Known released;                             // what it knew at its last __threadfence
     Published unfenced;                         // what atomics have read: known from the next __threadfence on
     uint32_t exchanges = 0;                     // meetings of the whole warp: tells one instruction's turns from the next ones
     uint32_t step = 0;                          // length of the longest chain of accesses and meetings that led here
@@ -55,6 +56,7 @@ struct ThreadOrder {
 };
 
 Known snapshot(ThreadOrder& thread);            // of what it knows and has done; its time advances
+Known visible_of(const ThreadOrder& thread);    // what the whole GPU sees of that: what an atomic publishes; or null
 void add(Published& sum, long cluster, const Known& known);
 void add(Published& sum, const Published& more);
 Known as_known(const Published& published, long cluster);       // for a thread of that cluster

@@ -117,16 +117,17 @@ __global__ void same_word_kernel(float* g_out, int own) {
     *g_out = own ? float(threadIdx.x) : 7.f;  // here: same_word
 }
 
-enum Last { LAST_RIGHT, NO_RELEASE, NO_ACQUIRE, ONE_THREAD_KNOWS };
+enum Last { LAST_RIGHT, ALL_RELEASE, NO_RELEASE, NO_ACQUIRE, ONE_THREAD_KNOWS };
 
 // Each block leaves its numbers; whoever comes last adds up all of them.
 template <int MISTAKE>
 __global__ void last_block_kernel(float* g_parts, unsigned* g_done, float* g_sum) {
     __shared__ bool s_last;
     g_parts[blockIdx.x * blockDim.x + threadIdx.x] = 1.f;  // here: part
+    if (MISTAKE == ALL_RELEASE) __threadfence();
     if (MISTAKE != ONE_THREAD_KNOWS) __syncthreads();
     if (threadIdx.x == 0) {
-        if (MISTAKE != NO_RELEASE) __threadfence();
+        if (MISTAKE != NO_RELEASE && MISTAKE != ALL_RELEASE) __threadfence();
         s_last = atomicInc(g_done, gridDim.x - 1) == gridDim.x - 1;
         if (MISTAKE != NO_ACQUIRE) __threadfence();
     }
