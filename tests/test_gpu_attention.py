@@ -292,7 +292,7 @@ def sanitize(tool: str, script: str, *arguments: str) -> tuple[bool, str]:
 def reports_arrival(step: str) -> bool:
     "Whether a step's kernels tell other warps by bar.arrive that they have read something."
     paths = {path for path, _ in importlib.import_module(f"flashmoe_nb.attention.{step}").instances()}
-    return any("bar_arrive" in cuda.read_source(path).text for path in paths)
+    return any("ptx::bar_arrive(" in cuda.read_source(path).text for path in paths)
 
 
 @each_step
