@@ -8,7 +8,7 @@ __all__ = ['RUN_FOLDER', 'CHECK', 'MEASUREMENT', 'PLOTLY', 'PNG', 'PNG_BYTES', '
            'notebook_count', 'closing_table', 'StoreError', 'with_outputs', 'index_hosts', 'private', 'scrub',
            'find_chromium', 'draw', 'add_images', 'write_archive', 'read_archive', 'stored', 'store']
 
-# %% ../nbs/05_runner.ipynb #8208d050
+# %% ../nbs/05_runner.ipynb #f654669c
 import asyncio
 import copy
 import functools
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,7 @@ def select(root: Path, names) -> list[Path]:
         if not paths: raise FileNotFoundError(f"no notebook {name!r}; there are {', '.join(p.stem for p in found)}")
     return [p for p in found if not names or any(p in paths for paths in chosen.values())]
 
-# %% ../nbs/05_runner.ipynb #9dbffe74
+# %% ../nbs/05_runner.ipynb #08bd2997
 def _progress(console):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     return Progress(TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -186,7 +187,13 @@ def run(root: Path, chosen: list[Path], backend: str, console, *, timeout: float
             return result
     async def every(): return await asyncio.gather(*map(one, chosen))
     turn = asyncio.Semaphore(at_once(backend))
-    with _progress(console) as progress: return asyncio.run(every())
+    with _progress(console) as progress: return _complete(every())
+
+def _complete(coroutine):
+    "What a coroutine returns; inside a notebook, whose thread runs an event loop already, a second thread runs it."
+    try: asyncio.get_running_loop()
+    except RuntimeError: return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, coroutine).result()
 
 def _report(console, result: Result):
     if not console.is_terminal:
