@@ -6,10 +6,10 @@
 __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS', 'DTYPES', 'SCALARS', 'Architecture', 'target',
            'cache_dir', 'Part', 'Registered', 'register', 'unregister', 'compose', 'Source', 'read_source',
            'Diagnostic', 'CompileError', 'parse_log', 'demangle', 'split_arguments', 'signature_of', 'Compiled',
-           'write_atomically', 'compile_cubin', 'Resources', 'resources_of', 'resources', 'MapLayout', 'map_layout',
-           'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel', 'Prepared', 'prepare',
-           'recording', 'new_scratch', 'Repetition', 'compile', 'available_backend', 'device', 'architecture',
-           'emulation']
+           'write_atomically', 'compile_options', 'compile_cubin', 'Resources', 'resources_of', 'resources',
+           'MapLayout', 'map_layout', 'TensorMap', 'encode_tensor_map', 'Parameter', 'parameter', 'bind', 'Kernel',
+           'Prepared', 'prepare', 'recording', 'new_scratch', 'Repetition', 'compile', 'available_backend', 'device',
+           'architecture', 'emulation']
 
 # %% ../nbs/00_cuda.ipynb #a92df0dd
 import contextlib
@@ -313,7 +313,7 @@ def _compile_text(source: Source, name: str, arch: str, options: tuple[str, ...]
     finally:
         nvrtc.destroyProgram(program)
 
-# %% ../nbs/00_cuda.ipynb #f786aded
+# %% ../nbs/00_cuda.ipynb #9ee6dc88
 def write_atomically(path: Path, data: bytes):
     "Write a file so that no other process ever sees half of it."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,11 +321,16 @@ def write_atomically(path: Path, data: bytes):
         file.write(data)
     os.replace(file.name, path)
 
+def compile_options(defines: dict | None = None) -> tuple[str, ...]:
+    "The compiler's options beside target and include folders; `defines` maps macros to their values."
+    alone = ("--no-cache",) if _nvrtc().getVersion() >= (12, 9) else ()
+    return (*OPTIONS, *alone, *(f"-D{key}={value}" for key, value in (defines or {}).items()))
+
 def compile_cubin(source: Source, name: str, arch: str, defines: dict | None = None) -> Compiled:
     """Compile one kernel instance with NVRTC, or read it from the disk cache. Needs no GPU.
 
     `arch` is a compiler target such as "sm_90a". Raises `CompileError`."""
-    options = (*OPTIONS, *(f"-D{key}={value}" for key, value in (defines or {}).items()))
+    options = compile_options(defines)
     key = [source.digest, name, arch, options, _nvrtc().getVersion()]
     file = cache_dir() / "cubin" / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".bin")
     if not file.is_file():
@@ -337,7 +342,7 @@ def compile_cubin(source: Source, name: str, arch: str, defines: dict | None = N
     facts = json.loads(data[4:4 + length])
     return Compiled(data[4 + length:], facts["entry"], tuple(facts["signature"]), facts["log"])
 
-# %% ../nbs/00_cuda.ipynb #586ebee1
+# %% ../nbs/00_cuda.ipynb #9fc2b1ed
 class Resources(NamedTuple):
     "What ptxas reports for one kernel instance. Sizes in bytes; `shared` is static shared memory."
     kernel: str
@@ -353,8 +358,12 @@ class Resources(NamedTuple):
 _PROBLEMS = re.compile(r"C75(?:08|10|17|19)|setmaxnreg[^\n]*ignored|wgmma[^\n]*serializ", re.I)
 
 def resources_of(compiled: Compiled, kernel: str, arch: str) -> Resources:
-    "Read registers, spills, stack and shared memory of one instance from its compile log."
-    section = compiled.log.split(f"Compiling entry function '{compiled.entry}'")[1].split("Compiling entry function")[0]
+    """Read registers, spills, stack and shared memory of one instance from its compile log.
+
+    Raises `ValueError` if the log does not mention the instance."""
+    _, found, section = compiled.log.partition(f"Compiling entry function '{compiled.entry}'")
+    if not found: raise ValueError(f"{kernel}: the compiler's log says nothing about it")
+    section = section.partition("Compiling entry function")[0]
     def number(pattern):
         found = re.search(pattern, section)
         return int(found[1]) if found else 0

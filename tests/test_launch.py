@@ -1,6 +1,7 @@
 """The launch path: prepared and dependent launches, threads, streams, and what is refused. On the GPU where there is one."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,3 +237,15 @@ def test_a_recorded_call_is_repeated_on_the_gpu():
     repetition(y, result)
     torch.testing.assert_close(result, 2 * (2 * y + 5) + 5)
     cuda.unregister("scratch/launch.cu")
+
+
+class TestCompilerLog:
+    @pytest.mark.parametrize(("version", "refused"), [((12, 4), False), ((12, 9), True), ((13, 0), True)])
+    def test_nvrtc_may_not_answer_from_its_own_cache(self, monkeypatch, version, refused):
+        monkeypatch.setattr(cuda, "_nvrtc", lambda: SimpleNamespace(getVersion=lambda: version))
+        options = cuda.compile_options({"X": 3})
+        assert ("--no-cache" in options) == refused and "-DX=3" in options
+
+    def test_a_log_without_the_kernel_is_an_error(self):
+        compiled = cuda.Compiled(b"", "_Z4axpyv", (), "ptxas info    : Compiling entry function '_Z5otherv' for 'sm_90a'")
+        with pytest.raises(ValueError, match="axpy: the compiler's log says nothing"): cuda.resources_of(compiled, "axpy", "sm_90a")
