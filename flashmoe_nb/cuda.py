@@ -11,12 +11,13 @@ __all__ = ['KB', 'ARCHITECTURES', 'DEFAULT_ARCHITECTURES', 'KERNELS', 'OPTIONS',
            'Prepared', 'prepare', 'recording', 'new_scratch', 'Repetition', 'compile', 'available_backend', 'device',
            'architecture', 'emulation']
 
-# %% ../nbs/00_cuda.ipynb #a92df0dd
+# %% ../nbs/00_cuda.ipynb #1f4e1017
 import contextlib
 import contextvars
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -828,7 +829,7 @@ def prepare(self: Kernel, grid, block, args, smem: int = 0, *, dependent: bool =
 
 Prepared.at, Prepared.__call__, Kernel.prepare = _at, _call, prepare
 
-# %% ../nbs/00_cuda.ipynb #e1de184c
+# %% ../nbs/00_cuda.ipynb #b61182f3
 @contextlib.contextmanager
 def recording():
     "A list of the prepared launches on a GPU made by this thread inside the block, each with its tensors."
@@ -845,9 +846,12 @@ class Repetition:
 
     `arguments` are the tensors among which the recorded call found its pointers; all other memory it touched counts as
     scratch, which is one allocation of `scratch_bytes` in a repetition. It is called with tensors of the same shapes, dtypes,
-    strides and device: that is not checked. Only launches are repeated, so a recorded call must do nothing else on the device."""
+    strides and device: that is not checked. Only launches are repeated, so a recorded call must do nothing else on the device.
+    Raises `ValueError` if arguments share memory: a pointer into it would not say which of them it belongs to."""
 
     def __init__(self, launches, arguments):
+        ranges = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in arguments)
+        if any(end > start for (_, end), (start, _) in itertools.pairwise(ranges)): raise ValueError("arguments share memory")
         self.device, self.scratch_bytes, starts = arguments[0].device, 0, {}
         def place(x):       # which of (null, *arguments, scratch), and how far into it
             if x is None: return 0, 0

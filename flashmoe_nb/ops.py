@@ -143,7 +143,7 @@ def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropp
     out = reference.experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options).to(tokens.dtype)
     return (out, reference.dropped(topk_ids, len(w_down), extra[-1])) if return_dropped else out
 
-# %% ../nbs/78_ops.ipynb #26b79a82
+# %% ../nbs/78_ops.ipynb #cfbc55b6
 def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_up=None, b_down=None, shared=None,
                   capacity: int | None = None, weigh_inputs: bool = False, return_dropped: bool = False):
     """SwiGLU experts for tokens that are routed already: `[num_tokens, hidden]` → the same shape and dtype.
@@ -160,8 +160,7 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     options = dict(b_gate_up=b_gate_up, b_down=b_down, shared=shared, capacity=capacity, weigh_inputs=weigh_inputs,
                    return_dropped=return_dropped)
     if _on_cpu(tokens): return _experts_cpu(*arguments, **options)
-    _refuse_gradients(*arguments)
-    if not b_gate_up is b_down is shared is None: _refuse_gradients(b_gate_up, b_down, shared)
+    _refuse_gradients(*arguments, b_gate_up, b_down, shared)
     if not torch.compiler.is_compiling(): return fused_layer.fused_experts(*arguments, **options)
     out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, b_gate_up, b_down, shared, capacity, weigh_inputs)
     return (out, dropped) if return_dropped else out

@@ -210,6 +210,13 @@ def test_a_repetition_points_where_the_recorded_call_pointed(monkeypatch):
     assert launches[1].addresses == [scratch + 512, y.data_ptr() + 64, scratch, x.data_ptr() + 396]
 
 
+def test_arguments_that_share_memory_are_not_repeated():
+    "A pointer into both would be taken for the first one's, also when the next call brings two tensors."
+    x = torch.empty(10)
+    with pytest.raises(ValueError, match="share memory"): cuda.Repetition([], (x, torch.empty(3), x[4:]))
+    assert cuda.Repetition([], (x[:4], x[4:])).scratch_bytes == 0
+
+
 @pytest.mark.gpu
 def test_a_recorded_call_is_repeated_on_the_gpu():
     register()

@@ -11,7 +11,7 @@ import torch
 from .. import cuda
 from .grouped_gemm import ELEMENTS, prepared
 
-# %% ../../nbs/65_few_tokens.ipynb #2c6dd1f0
+# %% ../../nbs/65_few_tokens.ipynb #dd588bd3
 FILE = "moe/65_few_tokens.cu"
 MAX_PAIRS, MOST_BYTES, MOST_BYTES_OF_PAIRS = 32, 192 << 20, 1600 << 20
 
@@ -22,7 +22,7 @@ def fits(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter: int)
     return pairs <= MAX_PAIRS and weights <= MOST_BYTES and pairs * weights <= MOST_BYTES_OF_PAIRS
 
 def _instances(dtype) -> tuple[str, str]:
-    "Both kernels, and how many threads a block of each has."
+    "The C++ names of both kernels."
     return (f"gate_up_kernel<Config<{ELEMENTS[dtype]}, {GATE_UP[0]}, {GATE_UP[1]}>>",
             f"down_kernel<Config<{ELEMENTS[dtype]}, {DOWN[0]}, {DOWN[1]}>>")
 

@@ -7,7 +7,8 @@ __all__ = ['FILE', 'TOP_K', 'FEW', 'ROUTING_OPTIONS', 'MODELS', 'kernel_work', '
            'check_options', 'on_hopper', 'new_buffers', 'shared_expert', 'plan_of', 'fused_experts', 'check_layer',
            'check_routing_options', 'fused_moe', 'kernel_times', 'bench_kernels']
 
-# %% ../../nbs/66_fused_layer.ipynb #26cdedb9
+# %% ../../nbs/66_fused_layer.ipynb #a4f9f7af
+import contextlib
 import functools
 import statistics
 
@@ -16,7 +17,7 @@ import torch
 from .. import bench, cuda
 from .dispatch import MAX_EXPERTS, check_ids, dispatch
 from .few_tokens import few_tokens, fits
-from .grouped_gemm import ELEMENTS, LARGEST, PAIRED, choose, grouped_gemm, prepared
+from .grouped_gemm import ELEMENTS, LARGEST, choose, grouped_gemm, prepared
 from .routing import routing
 
 # %% ../../nbs/66_fused_layer.ipynb #3be7f7a2
@@ -131,7 +132,7 @@ def check_options(tokens, w_gate_up, w_down, b_gate_up, b_down, shared, capacity
         if not isinstance(capacity, int) or isinstance(capacity, bool): raise TypeError(f"capacity must be int, got {capacity!r}")
         _need(capacity >= 0, f"capacity must not be negative, got {capacity}")
 
-# %% ../../nbs/66_fused_layer.ipynb #b8816f3a
+# %% ../../nbs/66_fused_layer.ipynb #5399714e
 def on_hopper(tensor) -> bool:
     "Whether WGMMA and TMA are there: on the emulator too, which plays an sm_90a."
     return cuda.architecture(tensor.device).capability == (9, 0)
@@ -146,7 +147,7 @@ def shared_expert(tokens, w_gate_up, w_down):
     tile = choose(num_tokens, 1, 1, hidden, inter, on_hopper(tokens)).tile
     pairs = dispatch(torch.zeros(num_tokens, 1, dtype=torch.int32, device=tokens.device), 1, tile.span)
     h, y = new_buffers(tokens, num_tokens, inter)
-    grouped_gemm(tokens, w_gate_up[None], pairs, h, tile=tile, gate_up=True, gathered=tile not in (LARGEST, PAIRED))
+    grouped_gemm(tokens, w_gate_up[None], pairs, h, tile=tile, gate_up=True, gathered=tile != LARGEST)
     return grouped_gemm(h, w_down[None], pairs, y, tile=tile, gate_up=False)
 
 # %% ../../nbs/66_fused_layer.ipynb #a667b429
@@ -177,7 +178,7 @@ def _launch_layer(tokens, w_gate_up, w_down, topk_weights, topk_ids, out, plan, 
     combine(y, pairs, None if weigh_inputs else topk_weights, out, plan.splits, top_k=top_k, shared=extra)
     return pairs.dropped
 
-# %% ../../nbs/66_fused_layer.ipynb #b373f095
+# %% ../../nbs/66_fused_layer.ipynb #95ac7c96
 _repetitions: dict = {}
 
 def _repeat(key, launch, *arguments):
@@ -185,7 +186,7 @@ def _repeat(key, launch, *arguments):
     if repetition := _repetitions.get(key): return repetition(*arguments)
     with cuda.recording() as launches: launch(*arguments)
     if len(_repetitions) >= 4096: _repetitions.clear()
-    _repetitions[key] = cuda.Repetition(launches, arguments)
+    with contextlib.suppress(ValueError): _repetitions[key] = cuda.Repetition(launches, arguments)     # not if arguments overlap
 
 # %% ../../nbs/66_fused_layer.ipynb #8e917538
 def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_up=None, b_down=None, shared=None,

@@ -199,7 +199,7 @@ struct Consumer {
         const bool fits = sum[0] <= C::LARGEST_SUM && sum[1] <= C::LARGEST_SUM;
         const bool too_large = __any_sync(0xffffffff, !fits);
         if (lane == 0) smem.too_large[parity][warpgroup][warp] = too_large;
-        ptx::bar_sync(1 + warpgroup, 128);
+        ptx::bar_sync(1 + warpgroup, 128);  // all four verdicts are written before a warp reads them
         const uint32_t verdicts = *reinterpret_cast<const uint32_t*>(smem.too_large[parity][warpgroup]);
         parity ^= 1;
         if (verdicts) return false;

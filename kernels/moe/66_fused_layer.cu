@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256)
                    const float* topk_weights,  // null: rows are copied as they are
                    Element* rows, int top_k, int chunks) {
 #if __CUDA_ARCH__ >= 900
-    ptx::griddep_wait();
+    ptx::griddep_wait();  // inverse_idx is written
     ptx::griddep_launch_dependents();
 #endif
     const long long first = (long long)blockIdx.x * top_k;
