@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fastest_step', 'flash_attention_science', 'flash_attn_func', 'fused_experts', 'fused_moe']
 
-# %% ../nbs/78_ops.ipynb #51bc3de9
+# %% ../nbs/78_ops.ipynb #051b6d41
 import functools
 
 import torch
@@ -14,11 +14,11 @@ from . import cuda, reference
 from .attention.cp_async import cp_async
 from .attention.online_softmax import online_softmax
 from .attention.overlap import overlap
-from .attention.problem import check_qkv, scale_log2
+from .attention.problem import check_qkv, check_shapes, new_rows, scale_log2, shapes_to_problem
 from .moe import fused_layer
-from .moe.routing import check_logits, routing
+from .moe.routing import check_bias, check_groups, check_logits, routing
 
-# %% ../nbs/78_ops.ipynb #df983435
+# %% ../nbs/78_ops.ipynb #d64bcb09
 @functools.cache
 def fastest_step(device: torch.device):
     "The step that attention runs on a CUDA device."
@@ -35,40 +35,49 @@ def _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     result = step(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **settings)
     return (result[0].transpose(1, 2), result[1]) if return_lse else result.transpose(1, 2)
 
-@torch.library.impl(_library, "attention_forward", "CUDA")
-def _attention_dispatched(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
-    result = _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+def _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    scale_log2(softmax_scale, q.shape[3])       # refuses what is no finite number
+    heads_first = [x.transpose(seqlen_dim, 2) for x in (q, k, v)]
+    out, lse = reference.attention(*heads_first, causal=causal, softmax_scale=softmax_scale, return_lse=True)
+    out = new_rows(q).copy_(out.transpose(seqlen_dim, 2))
+    return (out, lse.float()) if return_lse else out
+
+# %% ../nbs/78_ops.ipynb #cde11952
+def _dispatched(run, q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
+    result = run(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     return result if return_lse else (result, q.new_empty(0, dtype=torch.float32))
 
-@torch.library.impl(_library, "attention_forward", "Meta")
 def _attention_meta(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
-    lse_shape = (q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]) if return_lse else 0
-    return torch.empty_like(q), q.new_empty(lse_shape, dtype=torch.float32)
+    lse_shape = q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]
+    out = new_rows(q)
+    return (out, q.new_empty(lse_shape, dtype=torch.float32)) if return_lse else out
 
-# %% ../nbs/78_ops.ipynb #41c6ca86
+for _key, _run in dict(CUDA=_attention_cuda, CPU=_attention_cpu, Meta=_attention_meta).items():
+    _library.impl("attention_forward", functools.partial(_dispatched, _run), _key)
+
+# %% ../nbs/78_ops.ipynb #77ca8139
 def _attention(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, names=("q", "k", "v"), seqlen_dim: int = 2):
     "Attention: out, and with `return_lse` also lse `[batch, heads, seqlen]`."
-    plain = type(q) is torch.Tensor and q.is_cuda and not torch.compiler.is_compiling()
+    plain = type(q) is torch.Tensor and q.is_cuda and (causal is True or causal is False) and not torch.compiler.is_compiling()
     if plain:
         try:
             if not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
                 return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
         except (AttributeError, IndexError, TypeError, ValueError): pass    # raised below, in the caller's terms
-    check_qkv(q, k, v, names, seqlen_dim)
-    if q.device.type == "cpu": return _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise NotImplementedError("attention on CUDA tensors has no backward yet: "
+    traced = torch.compiler.is_compiling()
+    if not (traced or isinstance(causal, bool)): raise TypeError(f"causal must be True or False, got {type(causal).__name__}")
+    check_qkv(q, k, v, names, seqlen_dim, shapes_to_problem if traced else check_shapes)
+    with_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    arguments = q, k, v, causal, softmax_scale, return_lse, seqlen_dim
+    if q.device.type == "cpu" and (with_gradient or not traced and type(q) in _TENSORS): return _attention_cpu(*arguments)
+    if with_gradient:
+        raise NotImplementedError(f"attention on {q.device.type} tensors has no backward yet: "
                                   "call it under torch.no_grad(), or on CPU tensors")
-    if plain: return _attention_cuda(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
-    result = torch.ops.flashmoe_nb.attention_forward(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
+    if plain: return _attention_cuda(*arguments)
+    result = torch.ops.flashmoe_nb.attention_forward(*arguments)
     return result if return_lse else result[0]
 
-def _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
-    scale_log2(softmax_scale, q.shape[3])       # refuses what is no finite number
-    heads_first = [x.transpose(seqlen_dim, 2) for x in (q, k, v)]
-    out, lse = reference.attention(*heads_first, causal=causal, softmax_scale=softmax_scale, return_lse=True)
-    out = out.to(q.dtype).transpose(seqlen_dim, 2).contiguous()
-    return (out, lse.float()) if return_lse else out
+_TENSORS = torch.Tensor, torch.nn.Parameter     # what holds data, and no tracer of it
 
 # %% ../nbs/78_ops.ipynb #94818de5
 def flash_attention_science(Q, K, V, causal: bool = False, softmax_scale: float | None = None, *, return_lse: bool = False):
@@ -98,52 +107,89 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
     result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
     return (*result, None) if return_attn_probs else result
 
-# %% ../nbs/78_ops.ipynb #9fe480b9
+# %% ../nbs/78_ops.ipynb #a2c6dfef
 _library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids,"
                 " Tensor? b_gate_up=None, Tensor? b_down=None, Tensor[]? shared=None, int? capacity=None,"
                 " bool weigh_inputs=False) -> (Tensor, Tensor)")
 _library.define("route(Tensor logits, int top_k, bool renormalize, str scoring, Tensor? bias, int n_group, int topk_group,"
                 " int group_best, float scaling) -> (Tensor, Tensor)")
 
-@torch.library.impl(_library, "experts_forward", "CUDA")
-def _experts_dispatched(*arguments):
-    names = ("b_gate_up", "b_down", "shared", "capacity", "weigh_inputs")
-    return fused_layer.fused_experts(*arguments[:5], **dict(zip(names, arguments[5:], strict=False)), return_dropped=True)
-
-@torch.library.impl(_library, "experts_forward", "Meta")
-def _experts_meta(tokens, w_gate_up, w_down, *_):
+def _experts_meta(tokens, w_gate_up, w_down, *_, **options):
     return torch.empty_like(tokens, memory_format=torch.contiguous_format), tokens.new_empty(len(w_down), dtype=torch.int32)
 
-@torch.library.impl(_library, "route", "CUDA")
-def _route_dispatched(logits, top_k, renormalize, scoring, bias, n_group, topk_group, group_best, scaling):
+def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropped=False, **options):
+    out = reference.experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options).to(tokens.dtype)
+    return (out, reference.dropped(topk_ids, len(w_down), options["capacity"])) if return_dropped else out
+
+_OPTIONS = ("b_gate_up", "b_down", "shared", "capacity", "weigh_inputs")
+
+def _experts_dispatched(run, *arguments):
+    options = dict.fromkeys(_OPTIONS) | dict(weigh_inputs=False) | dict(zip(_OPTIONS, arguments[5:], strict=False))
+    return run(*arguments[:5], **options, return_dropped=True)
+
+for _key, _run in dict(CUDA=fused_layer.fused_experts, CPU=_experts_cpu, Meta=_experts_meta).items():
+    _library.impl("experts_forward", functools.partial(_experts_dispatched, _run), _key)
+
+# %% ../nbs/78_ops.ipynb #dcae7a67
+def _route_cpu(logits, top_k, renormalize, scoring, bias=None, n_group=1, topk_group=1, group_best=2, scaling=1.0):
+    scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
+    by_logit = bias is None and n_group == 1
+    keys = (logits.float() if by_logit else scores if bias is None else scores + bias).detach()
+    keys = keys.masked_fill(keys.isnan(), -torch.inf)
+    size = keys.shape[1] // n_group
+    best = keys.unflatten(1, (n_group, size)).topk(min(group_best, size)).values.sum(-1)
+    chosen = best.sort(descending=True, stable=True).indices[:, :topk_group]
+    closed = torch.ones_like(best).scatter(1, chosen, 0).repeat_interleave(size, 1)
+    order = keys.sort(descending=True, stable=True).indices
+    ids = order.gather(1, closed.gather(1, order).sort(stable=True).indices)[:, :top_k]
+    weights = scores.gather(1, ids)
+    return (weights / weights.sum(-1, keepdim=True) if renormalize else weights) * scaling, ids.int()
+
+def _route_cuda(logits, top_k, renormalize, scoring, bias, n_group, topk_group, group_best, scaling):
     return routing(logits, top_k, renormalize=renormalize, scoring=scoring, bias=bias, n_group=n_group, topk_group=topk_group,
                    group_best=group_best, scaling=scaling)
 
-@torch.library.impl(_library, "route", "Meta")
 def _route_meta(logits, top_k, *_):
     size = len(logits), top_k
     return logits.new_empty(size, dtype=torch.float32), logits.new_empty(size, dtype=torch.int32)
 
+for _key, _run in dict(CUDA=_route_cuda, CPU=_route_cpu, Meta=_route_meta).items(): _library.impl("route", _run, _key)
+
+# %% ../nbs/78_ops.ipynb #0e74f2a3
 def _wants_gradient(x) -> bool:
     "Whether a gradient of this argument would be recorded: of a tensor, of one in a pair; of anything else, no."
     return any([_wants_gradient(y) for y in x]) if isinstance(x, tuple | list) else getattr(x, "requires_grad", False)
 
 def _refuse_gradients(*arguments):
-    "A CUDA call that would have to record a gradient raises."
+    "A call without a backward that would have to record a gradient raises."
     if torch.is_grad_enabled() and any([_wants_gradient(x) for x in arguments]):
-        raise NotImplementedError("experts on CUDA tensors have no backward yet: "
+        raise NotImplementedError(f"experts on {arguments[0].device.type} tensors have no backward yet: "
                                   "call them under torch.no_grad(), or on CPU tensors")
 
-def _on_cpu(x) -> bool: return isinstance(x, torch.Tensor) and x.device.type == "cpu"
+def _on_gpu(x) -> bool:
+    "Whether these are plain CUDA tensors of an eager call."
+    return type(x) is torch.Tensor and x.is_cuda and not torch.compiler.is_compiling()
 
-def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropped=False, **options):
-    fused_layer.check_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids)
-    extra = [options.get(name) for name in ("b_gate_up", "b_down", "shared", "capacity")]
-    fused_layer.check_options(tokens, w_gate_up, w_down, *extra)
-    out = reference.experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options).to(tokens.dtype)
-    return (out, reference.dropped(topk_ids, len(w_down), extra[-1])) if return_dropped else out
+def _on_cpu(x, *others) -> bool:
+    "Whether the reference runs here and now: on data that lies there, or for the sake of a gradient."
+    if x.device.type != "cpu": return False
+    return not torch.compiler.is_compiling() and type(x) in _TENSORS or torch.is_grad_enabled() and _wants_gradient((x, *others))
 
-# %% ../nbs/78_ops.ipynb #cfbc55b6
+def _check_eager(tokens) -> bool:
+    "Whether arguments can be checked before anything runs: tensors that are traced hold no addresses."
+    return not torch.compiler.is_compiling() and (type(tokens) in _TENSORS or not isinstance(tokens, torch.Tensor))
+
+def _experts(arguments, options, return_dropped):
+    extra = [options[name] for name in _OPTIONS]
+    if _check_eager(arguments[0]):
+        fused_layer.check_experts(*arguments)
+        fused_layer.check_options(*arguments[:3], *extra[:4])
+    if _on_cpu(*arguments, *extra): return _experts_cpu(*arguments, **options, return_dropped=return_dropped)
+    _refuse_gradients(*arguments, *extra)
+    out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, *extra)
+    return (out, dropped) if return_dropped else out
+
+# %% ../nbs/78_ops.ipynb #da01e5bc
 def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_up=None, b_down=None, shared=None,
                   capacity: int | None = None, weigh_inputs: bool = False, return_dropped: bool = False):
     """SwiGLU experts for tokens that are routed already: `[num_tokens, hidden]` → the same shape and dtype.
@@ -157,19 +203,23 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     reference, with gradients. Raises `TypeError`, `ValueError`, `NotImplementedError` before anything runs.
     Source: Shazeer et al. 2017, section 2; Shazeer 2020 (SwiGLU); Fedus et al. 2021 (capacity)."""
     arguments = (tokens, w_gate_up, w_down, topk_weights, topk_ids)
-    options = dict(b_gate_up=b_gate_up, b_down=b_down, shared=shared, capacity=capacity, weigh_inputs=weigh_inputs,
-                   return_dropped=return_dropped)
-    if _on_cpu(tokens): return _experts_cpu(*arguments, **options)
+    options = dict(b_gate_up=b_gate_up, b_down=b_down, shared=shared, capacity=capacity, weigh_inputs=weigh_inputs)
+    if not _on_gpu(tokens): return _experts(arguments, options, return_dropped)
     _refuse_gradients(*arguments, b_gate_up, b_down, shared)
-    if not torch.compiler.is_compiling(): return fused_layer.fused_experts(*arguments, **options)
-    out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, b_gate_up, b_down, shared, capacity, weigh_inputs)
-    return (out, dropped) if return_dropped else out
+    return fused_layer.fused_experts(*arguments, **options, return_dropped=return_dropped)
 
-# %% ../nbs/78_ops.ipynb #a1882689
-def _moe_traced(tokens, expert_weights, logits, top_k, settings, options):
-    w_gate_up, w_down = expert_weights
-    more = fused_layer.check_routing_options(settings["routing_options"])
-    chosen = torch.ops.flashmoe_nb.route(logits, top_k, settings["renormalize"], settings["scoring"], *more.values())
+# %% ../nbs/78_ops.ipynb #acfd3c62
+def _moe(tokens, expert_weights, logits, top_k, settings, more, options):
+    w_gate_up, w_down = fused_layer.check_layer(tokens, expert_weights, logits) if _check_eager(tokens) else expert_weights
+    if _check_eager(tokens):
+        check_logits(logits, top_k, settings["scoring"])
+        check_bias(more["bias"], logits)
+        check_groups(logits.shape[1], top_k, more["n_group"], more["topk_group"], more["group_best"])
+    how = top_k, settings["renormalize"], settings["scoring"], *more.values()
+    if _on_cpu(logits): chosen = _route_cpu(logits, *how)
+    else:
+        _refuse_gradients(logits)
+        chosen = torch.ops.flashmoe_nb.route(logits, *how)
     return fused_experts(tokens, w_gate_up, w_down, *chosen, **options)
 
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",
@@ -179,16 +229,12 @@ def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renorm
     tokens `[num_tokens, hidden]`; expert_weights is the pair (w_gate_up `[num_experts, 2·inter, hidden]`, w_down
     `[num_experts, hidden, inter]`); routing_weights are the router's logits `[num_tokens, num_experts]`, float32, bf16 or
     fp16. `scoring` is "softmax" or "sigmoid"; `renormalize` divides the chosen weights by their sum (OLMoE wants False);
-    `routing_options` (bias, groups, scaling) are explained in `moe.routing.routing`, which on CPU tensors runs on the
-    emulator. Other `options` and everything else as in `fused_experts`."""
-    if not _on_cpu(tokens):
-        _refuse_gradients(tokens, routing_weights, expert_weights, *options.values())
-        settings = dict(renormalize=renormalize, scoring=scoring, routing_options=routing_options)
-        if torch.compiler.is_compiling(): return _moe_traced(tokens, expert_weights, routing_weights, top_k, settings, options)
-        return fused_layer.fused_moe(tokens, expert_weights, routing_weights, top_k, **settings, **options)
-    w_gate_up, w_down = fused_layer.check_layer(tokens, expert_weights, routing_weights)
-    check_logits(routing_weights, top_k, scoring)
+    `routing_options` (bias, groups, scaling) are explained in `moe.routing.routing`. Other `options` and everything else
+    as in `fused_experts`; on CPU tensors gradients flow to the logits, too."""
     settings = dict(renormalize=renormalize, scoring=scoring)
-    if routing_options: chosen = routing(routing_weights, top_k, **settings, **fused_layer.check_routing_options(routing_options))
-    else: chosen = reference.route(routing_weights, top_k, **settings, dtype=torch.float32)
-    return fused_experts(tokens, w_gate_up, w_down, *chosen[:2], **options)
+    if not _on_gpu(tokens):
+        more = fused_layer.check_routing_options(routing_options)
+        return _moe(tokens, expert_weights, routing_weights, top_k, settings, more, options)
+    _refuse_gradients(tokens, routing_weights, expert_weights, *options.values())
+    return fused_layer.fused_moe(tokens, expert_weights, routing_weights, top_k, **settings, routing_options=routing_options,
+                                 **options)

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from flashmoe_nb import flash_attention_science, flash_attn_func, fused_experts, fused_moe, ops, reference
+from flashmoe_nb.attention.cp_async import cp_async
+from flashmoe_nb.attention.overlap import overlap
+from flashmoe_nb.moe.routing import routing
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 each_device = pytest.mark.parametrize("device", DEVICES)
@@ -28,6 +31,24 @@ def test_attention_of_a_packed_projection(device):
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
     reference.check_attention(out.transpose(1, 2), *heads_first, lse=lse, causal=True, backend=backend(device))
     assert torch.equal(flash_attention_science(*heads_first, causal=True), out.transpose(1, 2))
+
+
+@pytest.mark.parametrize("step", (overlap, cp_async))
+def test_an_output_is_laid_out_as_q_even_where_q_is_copied(step):
+    "Rows that start between multiples of 16 bytes are copied; a caller's `view(batch, seq_len, -1)` must not notice."
+    q = torch.randn(2, 20, 4 * 64 + 3).bfloat16()[:, :, 3:].unflatten(2, (4, 64)).transpose(1, 2)
+    out = step(q, q, q)
+    assert out.transpose(1, 2).is_contiguous()
+    reference.check_attention(out, q, q, q)
+
+
+@each_device
+@pytest.mark.parametrize("causal", (None, 1, "yes", torch.ones(7, 7).bool()), ids=repr)
+def test_causal_is_no_mask(device, causal):
+    "A mask where `scaled_dot_product_attention` has one, fourth, is refused and not taken for a yes."
+    q = torch.randn(1, 2, 7, 64, device=device).bfloat16()
+    with pytest.raises(TypeError, match="causal must be True or False"):
+        flash_attention_science(q, q, q, causal)
 
 
 @each_device
@@ -78,6 +99,46 @@ def test_gradients_flow_on_the_cpu():
     tokens.requires_grad_()
     fused_moe(tokens, (w_gate_up, w_down), logits).float().sum().backward()
     assert tokens.grad.any()
+
+
+@each_device
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(scoring="sigmoid", renormalize=False),
+        dict(routing_options=dict(n_group=4, topk_group=2, scaling=2.5), scoring="sigmoid"),
+        dict(routing_options=dict(bias=True, n_group=2, topk_group=1, group_best=1)),
+        dict(routing_options=dict(bias=True), renormalize=False),
+    ],
+)
+def test_routing_on_the_cpu_is_that_of_the_kernel(device, options):
+    "Ties, infinities and NaN included. On a GPU the layer itself routes: with experts that return their number's share."
+    logits = torch.randn(40, 12).mul_(2).round_().div_(2)
+    logits[1, 3], logits[2, :], logits[3, 5:], logits[4] = float("nan"), -float("inf"), float("inf"), 0.0
+    more = dict(options.get("routing_options", {}))
+    if more.get("bias"): more["bias"] = torch.randn(12).mul_(2).round_().div_(2)
+    how = options.get("renormalize", True), options.get("scoring", "softmax")
+    expected = ops._route_cpu(logits, 3, *how, **more)
+    found = routing(logits.to(device), 3, renormalize=how[0], scoring=how[1],
+                    **{name: x.to(device) if name == "bias" else x for name, x in more.items()})  # fmt: skip
+    assert torch.equal(found[1].cpu(), expected[1])
+    torch.testing.assert_close(found[0].cpu(), expected[0], rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("routing_options", (None, dict(bias=torch.zeros(4), n_group=2, topk_group=1, scaling=2.0)))
+def test_gradients_reach_the_router(routing_options):
+    "Through the weights of the chosen experts, whichever way they are chosen; compared with a difference quotient."
+    tokens, w_gate_up, w_down, *_ = layer()
+    logits = torch.stack([torch.randperm(4) for _ in tokens]).float().requires_grad_()     # far enough apart to stay chosen
+    pair, direction, how = (w_gate_up, w_down), torch.randn(33, 4), routing_options or {}
+
+    def total(x):
+        return float(reference.experts(tokens, *pair, *ops._route_cpu(x, 2, True, "softmax", **how)).sum())
+
+    fused_moe(tokens, pair, logits, routing_options=routing_options).double().sum().backward()
+    quotient = (total(logits.detach() + 0.01 * direction) - total(logits.detach() - 0.01 * direction)) / 0.02
+    assert abs(quotient) > 1 and abs(float((logits.grad * direction).sum()) - quotient) < 0.01 * abs(quotient)
 
 
 @pytest.mark.gpu
@@ -182,24 +243,47 @@ def test_the_step_follows_the_chip(monkeypatch, capability, step):
 
 
 def test_shapes_are_known_without_running():
-    "Meta tensors and fake tensors: what torch.compile traces with."
-    with torch.device("meta"):
-        q = torch.empty(2, 4, 7, 64, dtype=torch.bfloat16)
-        out, lse = torch.ops.flashmoe_nb.attention_forward(q, q, q, True, None, True, 2)
-        tokens, weights = torch.empty(5, 64, dtype=torch.bfloat16), torch.empty(4, 64, 64, dtype=torch.bfloat16)
-        experts, dropped = torch.ops.flashmoe_nb.experts_forward(tokens, weights, weights, torch.empty(5, 2), torch.empty(5, 2))
-        share, ids = torch.ops.flashmoe_nb.route(torch.empty(5, 4), 2, True, "softmax", None, 1, 1, 2, 1.0)
-    assert out.shape == q.shape and lse.shape == (2, 4, 7) and experts.shape == tokens.shape and dropped.shape == (4,)
-    assert share.shape == ids.shape == (5, 2) and share.dtype == torch.float32 and ids.dtype == torch.int32
+    "Meta tensors, through the functions that a model calls: shapes and dtypes, and the same refusals."
+    tokens, w_gate_up, w_down, logits, weights, ids = (x.to("meta") for x in layer())
+    q = torch.empty(2, 7, 4, 64, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+    out, lse = flash_attention_science(q, q, q, causal=True, return_lse=True)
+    assert out.shape == q.shape and out.stride() == q.stride() and lse.shape == (2, 4, 7) and lse.dtype == torch.float32
+    experts, dropped = fused_experts(tokens, w_gate_up, w_down, weights, ids, capacity=3, return_dropped=True)
+    routed = fused_moe(tokens, (w_gate_up, w_down), logits, routing_options=dict(n_group=2))
+    assert experts.shape == routed.shape == tokens.shape and dropped.shape == (4,) and dropped.dtype == torch.int32
+    for wrong in (lambda: fused_experts(tokens, w_down, w_down, weights, ids), lambda: flash_attention_science(q, q[:, :3], q),
+                  lambda: fused_moe(tokens, (w_gate_up, w_down), logits[:, :3])):  # fmt: skip
+        with pytest.raises(ValueError):
+            wrong()
+    with pytest.raises(NotImplementedError, match="on meta tensors have no backward"):
+        fused_moe(tokens.requires_grad_(), (w_gate_up, w_down), logits)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ("eager", "aot_eager"))
-def test_under_compile(backend):
-    "`torch.compile` keeps each operation whole, with its options, and its result the same."
-    tokens, w_gate_up, w_down, logits, weights, ids = layer(device="cuda")
-    q, k, v = reference.attention_inputs(2, 4, 100, 64, device="cuda")
-    bias, pair = torch.tensor([0.0, 5.0, 0.0, 0.0], device="cuda"), (w_gate_up, w_down)
+@each_device
+def test_what_is_traced_is_what_runs(device):
+    "torch's own comparison of an operation with its form for tensors without data: shapes, dtypes, strides, schema."
+    tokens, w_gate_up, w_down, logits, weights, ids = layer(device=device)
+    op, tests = torch.ops.flashmoe_nb, dict(test_utils=("test_schema", "test_faketensor"))
+    plain = torch.randn(2, 3, 70, 64, device=device).bfloat16()
+    packed = torch.randn(2, 70, 3, 3, 64, device=device).bfloat16()[:, :, 0].transpose(1, 2)
+    odd = torch.randn(2, 70, 3 * 64 + 3, device=device).bfloat16()[:, :, 3:].unflatten(2, (3, 64)).transpose(1, 2)
+    columns = plain.mT.contiguous().mT
+    one, expanded = plain[:1].transpose(1, 2).contiguous().transpose(1, 2), plain[:, :1].expand(-1, 3, -1, -1)
+    for q in plain, packed, odd, columns, expanded, one:
+        torch.library.opcheck(op.attention_forward, (q, q, q, True, None, True, 2), **tests)
+        torch.library.opcheck(op.attention_forward, (*[q.transpose(1, 2)] * 3, False, 0.3, False, 1), **tests)
+    torch.library.opcheck(op.route, (logits, 2, True, "sigmoid", torch.zeros(4, device=device), 2, 1, 2, 1.0), **tests)
+    torch.library.opcheck(op.experts_forward, (tokens, w_gate_up, w_down, weights, ids, None, None, None, 3), **tests)
+
+
+@each_device
+@pytest.mark.parametrize("dynamic", (False, True))
+@pytest.mark.filterwarnings("error:.*lru_cache")
+def test_under_compile(device, dynamic):
+    "`torch.compile` keeps each operation whole, with its options, and its result the same, at lengths fixed or not."
+    tokens, w_gate_up, w_down, logits, weights, ids = layer(device=device)
+    q, k, v = reference.attention_inputs(2, 4, 100, 64, device=device)
+    bias, pair = torch.tensor([0.0, 5.0, 0.0, 0.0], device=device), (w_gate_up, w_down)
 
     def model(q, k, v, tokens, logits):
         routed = fused_moe(
@@ -209,7 +293,10 @@ def test_under_compile(backend):
         plain = fused_experts(tokens, w_gate_up, w_down, weights, ids) + 1
         return flash_attention_science(q, k, v, causal=True) * 2, plain, routed, few, dropped, fused_moe(tokens, pair, logits) * 2
 
+    torch._dynamo.reset()
     with torch.no_grad():
-        found, expected = (f(q, k, v, tokens, logits) for f in (torch.compile(model, backend=backend, fullgraph=True), model))
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        for length in (100, 64) if dynamic else (100,):
+            given = q[:, :, :length], k, v, tokens[:length], logits[:length]
+            assert all(torch.equal(one, other) for one, other in zip(compiled(*given), model(*given), strict=True))
     torch._dynamo.reset()
