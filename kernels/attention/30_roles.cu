@@ -3,7 +3,7 @@
 
 // Step 30, roles: four warps multiply, four take the softmax, four keep the output.
 // The division of labour of Blackwell's kernels, on chips whose accumulators are registers: what one role computes and
-// another needs goes through shared memory. Six boxes, each with a named barrier for "full" and one for "empty".
+// another needs goes through shared memory: four boxes of one or two slots, and for each slot two named barriers, full and empty.
 #include "common/mma_tile.cuh"
 #include "common/ptx/barrier.h"
 
