@@ -3,8 +3,8 @@
 
 // setmaxnreg: warpgroups of one block share its registers unequally. sm_90a.
 //
-// The kernel needs __launch_bounds__(threads, 1): every warp starts with the same number of registers, and compiled
-// code may use more than that only behind reg_alloc. All four warps of a warpgroup call it.
+// The kernel needs __launch_bounds__(threads, blocks): every warp starts with the same number of registers, which the
+// compiler must know; it uses more only behind reg_alloc. All four warps of a warpgroup call it.
 #pragma once
 #include "common/ptx/basic.h"
 
