@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import cuda
+from .host.compiler import write_atomically
 from .plots import figure, peaks, plot_bars, plot_roofline, plot_speed
 from .reference import DTYPE_NAMES, check_attention
 from .workbook import NoCheckout, checkout
@@ -346,7 +347,7 @@ def write_results(path: str | Path, rows: Sequence[Mapping], *, ceilings: Mappin
         head, lines = json.dumps(head, allow_nan=False), [json.dumps(row, allow_nan=False) for row in rows]
     except ValueError as error: raise ValueError(f"rows: a number in {path.name} is not finite: {error}") from error
     text = head[:-1] + ', "rows": [\n' + ",\n".join(lines) + "\n]}\n"      # a row a line, so that a diff can be read
-    cuda.write_atomically(path, text.encode())
+    write_atomically(path, text.encode())
     path.chmod(0o644)
     return path
 

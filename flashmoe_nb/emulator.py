@@ -34,6 +34,9 @@ import torch
 
 from . import cuda
 from .cuda import ARCHITECTURES, KB, KERNELS, CompileError, Source, TensorMap, cache_dir
+from .host.arguments import MAP_TYPES, SWIZZLES, bind, packing, parameter
+from .host.compiler import signature_of
+from .host.launcher import check_shape, extent
 
 # %% ../nbs/06_emulator.ipynb #27e82f3a
 class EmulatorUnavailable(RuntimeError):
@@ -296,12 +299,12 @@ def _tensor_map(map: TensorMap, address: int) -> bytes:
     def padded(values, n, fill): return [*values, *[fill] * (n - len(values))]
     return struct.pack("<Q5Q4Q5H5BBBBBBI24x", address, *padded([*reversed(t.shape)], 5, 1),
                        *padded([stride * size for stride in reversed(t.stride()[:-1])], 4, 0), *padded([*reversed(map.box)], 5, 1),
-                       *[1] * 5, rank, cuda._MAP_TYPES[t.dtype], cuda._SWIZZLES[map.swizzle], 0, 0, 0x504D5446)
+                       *[1] * 5, rank, MAP_TYPES[t.dtype], SWIZZLES[map.swizzle], 0, 0, 0x504D5446)
 
 def _pack(signature: tuple[str, ...], args, address: dict[int, int]) -> tuple[ctypes.Array, ctypes.Array]:
     "The arguments in one aligned buffer, and an array of pointers to them. Keep both while the kernel runs."
-    parameters = [cuda.parameter(t) for t in signature]
-    text, offsets = cuda._layout(parameters)
+    parameters = [parameter(t) for t in signature]
+    text, offsets = packing(parameters)
     values = [address.get(i, 0) if p.format == "P" else _tensor_map(value, address[i]) if p.format == "128s" else value
               for i, (p, value) in enumerate(zip(parameters, args, strict=True))]
     buffer = ctypes.create_string_buffer(struct.calcsize(text) + 64)
@@ -687,7 +690,7 @@ class Built:
         self._entry, self._layout = (ctypes.cast(function, _POINTER).value for function in functions)
         self._module = self._runtime.emu_module(str(library).encode(), self._entry)
         if not self._module: raise RuntimeError(self._runtime.emu_reason().decode())
-        self.signature = cuda.signature_of(self._runtime.emu_signature_name(self._module).decode())
+        self.signature = signature_of(self._runtime.emu_signature_name(self._module).decode())
         self.static_shared = self._runtime.emu_static_shared(self._module)
 
     def __repr__(self): return f"Built({self.source.path!r}, {self.name!r})"
@@ -705,7 +708,7 @@ class Built:
             return build(self.source, self.name, self.defines, check=check).launch(
                 grid, block, args, smem, check=check, seed=seed, schedule=schedule, workers=workers, chip=chip,
                 cluster=cluster, trace=trace, reports=reports)
-        device = cuda.bind(self.signature, args, self.name)
+        device = bind(self.signature, args, self.name)
         if device is not None and device.type != "cpu":
             raise ValueError(f"{self.name}: the emulator needs CPU tensors, not {device}")
         spec = self._spec(grid, block, smem, _checks(check), seed, schedule, workers, chip, cluster, trace)
@@ -724,9 +727,9 @@ def _spec(self: Built, grid, block, smem, check, seed, schedule, workers, chip, 
     if chip not in ARCHITECTURES: raise ValueError(f"chip {chip!r} is unknown; there are {', '.join(ARCHITECTURES)}")
     if schedule not in SCHEDULES: raise ValueError(f"schedule {schedule!r} does not exist; there are {', '.join(SCHEDULES)}")
     limits = ARCHITECTURES[chip]
-    shape = cuda._check_shape(self.name, grid, block, 0, limits)
+    shape = check_shape(self.name, grid, block, 0, limits)
     grid, block = shape[:3], shape[3:6]
-    cluster = cuda._extent(self.name, "cluster", cluster, (8, 8, 8))
+    cluster = extent(self.name, "cluster", cluster, (8, 8, 8))
     if any(g % c for g, c in zip(grid, cluster, strict=True)):
         raise ValueError(f"{self.name}: grid {grid} is no multiple of the cluster {cluster}")
     if self.static_shared > 48 * KB:

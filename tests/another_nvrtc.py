@@ -6,7 +6,7 @@
 import ctypes
 from pathlib import Path
 
-from flashmoe_nb import cuda
+from flashmoe_nb.host import compiler
 
 
 class NVRTCError(RuntimeError):
@@ -14,7 +14,7 @@ class NVRTCError(RuntimeError):
 
 
 class Nvrtc:
-    "The functions of `cupy.cuda.nvrtc` that `flashmoe_nb.cuda` uses, on a library of our choice."
+    "The functions of `cupy.cuda.nvrtc` that `flashmoe_nb.host.compiler` uses, on a library of our choice."
 
     NVRTCError = NVRTCError
 
@@ -70,5 +70,5 @@ class Nvrtc:
 def use(folder: Path):
     "Compile with the NVRTC below `folder` from now on."
     nvrtc = Nvrtc(folder / "lib")
-    cuda._nvrtc = lambda: nvrtc
-    cuda._include_options = lambda: (f"-I{folder / 'include'}",)
+    compiler.nvrtc_binding = lambda: nvrtc
+    compiler._include_options = lambda: (f"-I{folder / 'include'}",)

@@ -325,7 +325,7 @@ def test_figures_are_described_in_words(figure, words):
 @pytest.mark.parametrize(
     ("number", "stage"),
     [(0, "Ground"), (9, "Ground"), (10, "1 · Basic tiling"), (22, "2 · Online softmax"),
-     (48, "4 · Async pipelines"), (72, "5 · MoE dispatch"), (78, "Use"), (99, "Use")],  # fmt: skip
+     (48, "4 · Async pipelines"), (72, "5 · MoE dispatch"), (74, "The host"), (78, "Use"), (99, "Use")],  # fmt: skip
 )
 def test_stage_of_a_number(tmp_path, number, stage):
     page = pages.Page(tmp_path / f"{number:02}_name.ipynb", "Title", "", None, None)

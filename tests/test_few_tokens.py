@@ -10,6 +10,7 @@ from moe_cases import DTYPES, check
 from moe_cases import moe_inputs as moe_inputs_on_gpu
 
 from flashmoe_nb import cuda, reference
+from flashmoe_nb.host import launcher
 from flashmoe_nb.moe import few_tokens as module
 from flashmoe_nb.moe import fused_layer
 from flashmoe_nb.moe.few_tokens import MAX_PAIRS, few_tokens, fits
@@ -24,7 +25,7 @@ def _poison(monkeypatch):
     empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(math.nan))
-    monkeypatch.setattr(cuda, "new_scratch", lambda size, device: torch.full((size,), 255, dtype=torch.uint8, device=device))
+    monkeypatch.setattr(launcher, "new_scratch", lambda size, device: torch.full((size,), 255, dtype=torch.uint8, device=device))
 
 
 def hostile_ids(num_tokens: int, num_experts: int, top_k: int, device) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from moe_cases import DTYPES, OPTIONS, check, make_options, moe_inputs
 from sanitized_moe import GROUPS
 
 from flashmoe_nb import bench, cuda, reference
+from flashmoe_nb.host import launcher
 from flashmoe_nb.moe import fused_layer
 from flashmoe_nb.moe.dispatch import dispatch
 from flashmoe_nb.moe.fused_layer import combine, fused_experts, fused_moe, permute
@@ -37,7 +38,7 @@ def _poison(monkeypatch):
     "What a kernel does not write stays NaN."
     allocate, empty_like = fused_layer.new_buffers, torch.empty_like
     monkeypatch.setattr(fused_layer, "new_buffers", lambda *a: tuple(x.fill_(math.nan) for x in allocate(*a)))
-    monkeypatch.setattr(cuda, "new_scratch", lambda size, device: torch.full((size,), 255, dtype=torch.uint8, device=device))
+    monkeypatch.setattr(launcher, "new_scratch", lambda size, device: torch.full((size,), 255, dtype=torch.uint8, device=device))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flashmoe_nb import cuda
+from flashmoe_nb.host import compiler, launcher
 
 SOURCE = """
 template <class Element>
@@ -196,7 +197,7 @@ def test_a_repetition_points_where_the_recorded_call_pointed(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: None, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
     made = []
-    monkeypatch.setattr(cuda, "new_scratch", lambda size, device: made.append(torch.empty(size, dtype=torch.uint8)) or made[-1])
+    monkeypatch.setattr(launcher, "new_scratch", lambda size, device: made.append(torch.empty(size, dtype=torch.uint8)) or made[-1])
     first, second = torch.empty(100), torch.empty(4, 8)
     one, other = torch.empty(70), torch.empty(300, dtype=torch.int32)
     launches = [FakeLaunch(), FakeLaunch()]
@@ -249,10 +250,11 @@ def test_a_recorded_call_is_repeated_on_the_gpu():
 class TestCompilerLog:
     @pytest.mark.parametrize(("version", "refused"), [((12, 4), False), ((12, 9), True), ((13, 0), True)])
     def test_nvrtc_may_not_answer_from_its_own_cache(self, monkeypatch, version, refused):
-        monkeypatch.setattr(cuda, "_nvrtc", lambda: SimpleNamespace(getVersion=lambda: version))
-        options = cuda.compile_options({"X": 3})
+        monkeypatch.setattr(compiler, "nvrtc_binding", lambda: SimpleNamespace(getVersion=lambda: version))
+        options = compiler.compile_options({"X": 3})
         assert ("--no-cache" in options) == refused and "-DX=3" in options
 
     def test_a_log_without_the_kernel_is_an_error(self):
-        compiled = cuda.Compiled(b"", "_Z4axpyv", (), "ptxas info    : Compiling entry function '_Z5otherv' for 'sm_90a'")
-        with pytest.raises(ValueError, match="axpy: the compiler's log says nothing"): cuda.resources_of(compiled, "axpy", "sm_90a")
+        compiled = compiler.Compiled(b"", "_Z4axpyv", (), "ptxas info    : Compiling entry function '_Z5otherv' for 'sm_90a'")
+        with pytest.raises(ValueError, match="axpy: the compiler's log says nothing"):
+            compiler.resources_of(compiled, "axpy", "sm_90a")

@@ -8,6 +8,7 @@ import pytest
 from ptx.cases import ARCHITECTURES, FOLDER, kernel
 
 from flashmoe_nb import cuda, workbook
+from flashmoe_nb.host import compiler
 
 HEADERS = sorted((cuda.KERNELS / "common" / "ptx").glob("*.h"))
 CLAIMS = [(h.name, a) for h in HEADERS for a in cuda.read_source(f"common/ptx/{h.name}").architectures]
@@ -28,9 +29,9 @@ def names(file: str) -> list[str]:
     return [name for name, is_template in found.items() if not is_template] + TEMPLATES.get(file, [])
 
 
-def compile_quietly(source: cuda.Source, name: str, arch: str) -> cuda.Compiled:
+def compile_quietly(source: cuda.Source, name: str, arch: str) -> compiler.Compiled:
     compiled = cuda.compile_cubin(source, name, arch)
-    result = cuda.resources_of(compiled, name, arch)
+    result = compiler.resources_of(compiled, name, arch)
     assert (result.spill_stores, result.spill_loads, result.stack, result.problems) == (0, 0, 0, ())
     assert "warning" not in compiled.log
     return compiled
@@ -133,4 +134,4 @@ def test_the_log_is_a_gate():
     )
     name = "wgmma_every_n_kernel<8, 16, __half, ptx::K_MAJOR, false>"
     compiled = cuda.compile_cubin(cuda.read_source("tests/ptx/serialised.cu"), name, "sm_90a")
-    assert cuda.resources_of(compiled, name, "sm_90a").problems
+    assert compiler.resources_of(compiled, name, "sm_90a").problems

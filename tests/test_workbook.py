@@ -8,6 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from flashmoe_nb import cuda, workbook
+from flashmoe_nb.host import compiler
 from flashmoe_nb.workbook import CellError, parse_cell, read_cell
 
 START, APPEND = "%%cuda scratch/a.cu", "%%cuda scratch/a.cu -a"
@@ -220,7 +221,7 @@ class TestShown:
         assert "cell In[" in shown and len(shown.strip().splitlines()) <= 6
 
     def test_the_table_marks_spills_and_problems(self):
-        row = cuda.Resources("k<1>", "sm_90a", 255, 8, 16, 32, 1024, 3, ("ptxas info: (C7510) wgmma serialized",))
+        row = compiler.Resources("k<1>", "sm_90a", 255, 8, 16, 32, 1024, 3, ("ptxas info: (C7510) wgmma serialized",))
         table = workbook.ResourceTable([row])
         assert table.rows() == [("k<1>", "sm_90a", 255, 24, 32, 1024, 3)]
         assert "<strong>24</strong>" in table._repr_html_() and "k&lt;1&gt;" in table._repr_html_()

@@ -22,7 +22,7 @@ ROOT = DOCS.parent
 
 # The first number of each stage. A notebook belongs to the last stage that starts at or below its own number.
 STAGES = {0: "Ground", 10: "1 · Basic tiling", 20: "2 · Online softmax", 30: "3 · Warp specialization",
-          40: "4 · Async pipelines", 50: "Training and serving", 60: "5 · MoE dispatch", 78: "Use"}  # fmt: skip
+          40: "4 · Async pipelines", 50: "Training and serving", 60: "5 · MoE dispatch", 74: "The host", 78: "Use"}  # fmt: skip
 
 _ladder_marker = re.compile(r"<!--\s*ladder\s*-->")
 _sibling_link = re.compile(r"\]\((\d\d_\w+\.ipynb)")
