@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'FAINT', 'PALETTE', 'BLUE', 'AMBER', 'GREEN', 'PURPLE', 'RED', 'TEAL', 'OLIVE', 'PINK', 'COLOURS',
-           'TEMPLATE', 'figure', 'colours', 'dashes', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed', 'short',
-           'with_menu', 'plot_bars', 'with_slider']
+           'SHADES', 'TEMPLATE', 'figure', 'colours', 'dashes', 'plot_masks', 'peaks', 'plot_roofline', 'plot_speed',
+           'short', 'with_menu', 'plot_bars', 'with_slider']
 
 # %% ../nbs/03_plots.ipynb #574d7d58
 from collections import Counter
@@ -22,6 +22,7 @@ PALETTE = ("#3b82c4", "#d07c26", "#2f9e6e", "#9d6bc9", "#c2504f", "#2aa3a3", "#b
 BLUE, AMBER, GREEN, PURPLE, RED, TEAL, OLIVE, PINK = PALETTE
 COLOURS = {"flashmoe_nb": BLUE, "sdpa_default": AMBER, "sdpa_flash": GREEN, "sdpa_efficient": TEAL, "sdpa_cudnn": OLIVE,
            "sdpa_math": "#8b949e", "prediction": "#8b949e"}
+SHADES = [[0, "#7d95ab"], [1, "#1d4f80"]]
 
 _axis = dict(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True, title_standoff=8)
 TEMPLATE = go.layout.Template(layout=dict(
