@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Cell', 'MASKS', 'METRICS', 'MEANINGS', 'Table', 'geometric_mean', 'in_table', 'at_founding', 'step_numbers',
-           'shares', 'stage_of', 'ladder', 'ladder_markdown', 'speeds', 'in_round', 'round_ratios', 'median_cells',
-           'ratios', 'summary', 'median_mean', 'rounds_summary', 'plot_ratios', 'plot_deviation', 'layer_times',
-           'best_of', 'metrics_table', 'reasons', 'counters_table', 'correlation', 'Aim', 'aims_table']
+           'shares', 'stage_of', 'ladder', 'speeds', 'in_round', 'round_ratios', 'median_cells', 'ratios', 'summary',
+           'median_mean', 'rounds_summary', 'plot_ratios', 'plot_deviation', 'layer_times', 'best_of', 'metrics_table',
+           'reasons', 'counters_table', 'correlation', 'Aim', 'aims_table']
 
 # %% ../nbs/90_scoreboard.ipynb #6f6c7e6e
 import math
@@ -85,20 +85,6 @@ def ladder(rows: Sequence[Mapping], ceiling: float, numbers: Mapping[str, int], 
         found.append(dict(impl=name, number=numbers.get(name), ms=row["median_ms"], tflops=row["tflops"],
                           share=row["tflops"] / ceiling, speedup=math_ms / row["median_ms"], target=targets.get(stage)))
     return found
-
-# %% ../nbs/90_scoreboard.ipynb #e1de7c7f
-def ladder_markdown(seqlen: int = 8192) -> str:
-    "The ladder as a Markdown table, from `attention_forward.json`: for a README. Empty where nothing was measured."
-    stored = bench.read_results("attention_forward")
-    if not stored: return ""
-    found = ladder(stored["rows"], stored["ceilings"]["cublas_bf16_tflops"], step_numbers(), {}, seqlen)
-    lines = ["| step | ms | TFLOP/s | % of cuBLAS | × math SDPA |", "|---|--:|--:|--:|--:|"]
-    for s in found:
-        name = f"{s['number']} {s['impl'].replace('_', ' ')}" if s["number"] else f"`{s['impl']}`"
-        lines.append(f"| {name} | {s['ms']:.3g} | {s['tflops']:.3g} | {100 * s['share']:.1f} | {s['speedup']:.2f} |")
-    env = stored["env"]
-    shape = f"Batch 4, 8 heads, {seqlen:,} tokens, head_dim 64, bf16"
-    return "\n".join([*lines, "", f"{shape}; {env['gpu']}, {str(env['date'])[:10]}."])
 
 # %% ../nbs/90_scoreboard.ipynb #36c09b8d
 Cell = tuple[int, bool, int]      # head_dim, causal, seqlen

@@ -750,16 +750,6 @@ def test_cells_of_the_scoreboard():
     assert [list(line) for line in fig.data[0].text] == [["1.50", ""], ["", "0.50"]]
 
 
-def test_ladder_in_markdown(tmp_path, monkeypatch):
-    assert scoreboard.ladder_markdown().startswith("| step |")
-    monkeypatch.setattr(bench, "results_folder", lambda: tmp_path)
-    assert scoreboard.ladder_markdown() == ""
-    row = attention_row(impl="tiling", batch=4, num_heads=8, seqlen_q=8192, head_dim=64, median_ms=20.0, tflops=50.0)
-    bench.write_results(tmp_path / "attention_forward.json", [row, row | dict(impl="sdpa_math", median_ms=30.0)],
-                        ceilings=dict(cublas_bf16_tflops=200.0), env=dict(gpu="a GPU", date="2026-01-02T03:04"))
-    assert "| 10 tiling | 20 | 50 | 25.0 | 1.50 |" in scoreboard.ladder_markdown()
-
-
 def test_rounds_of_the_scoreboard():
     timed = (("a", 512, [2.0, 1.0, 4.0]), ("b", 512, [2.0, 4.0, 4.0]), ("a", 1024, None), ("b", 1024, None))
     rows = [attention_row(impl=impl, seqlen_q=n, median_ms=2.0, tflops=10.0) | (dict(rounds_ms=rounds) if rounds else {})
