@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PROBE', 'PARTS', 'EXAMPLES', 'Part', 'installed', 'look_for_gpu', 'look_for_driver', 'look_for_nvrtc',
            'look_for_torch', 'look_for_compiler', 'cache_size', 'diagnose', 'doctor_report', 'run_command',
-           'store_command', 'export_command', 'docs_command', 'CommandError', 'doctor_command', 'bench_command',
-           'tune_command', 'command_line', 'main']
+           'store_command', 'export_command', 'docs_command', 'CommandError', 'check_folder', 'doctor_command',
+           'bench_command', 'tune_command', 'command_line', 'main']
 
-# %% ../nbs/07_command_line.ipynb #ddd05bd3
+# %% ../nbs/07_command_line.ipynb #a94d46f8
 import argparse
 import ctypes
 import functools
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -73,7 +74,7 @@ def look_for_driver() -> str | None:
     newest = f"supports CUDA {supported.value // 1000}.{supported.value % 1000 // 10}"
     return f"{release[1]}, {newest}" if release else newest
 
-# %% ../nbs/07_command_line.ipynb #f5e3fc42
+# %% ../nbs/07_command_line.ipynb #cdfc923a
 PROBE = "#include <cuda_bf16.h>\n__global__ void probe(__nv_bfloat16* x) { x[0] = x[1]; }\n"
 
 def look_for_nvrtc() -> str | None:
@@ -103,7 +104,7 @@ def cache_size() -> str:
     "Where compiled kernels are kept, and how much there is."
     folder = Path(os.environ.get("FLASHMOE_CACHE") or Path.home() / ".cache" / "flashmoe_nb")
     sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
-    return f"{folder}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB"
+    return f"{folder}, {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB; it may be deleted, and then fills again"
 
 # %% ../nbs/07_command_line.ipynb #77e1fe4a
 PARTS = (
@@ -140,7 +141,7 @@ def doctor_report(found: dict[str, str | None], parts=PARTS) -> str:
                "the emulator, on this machine's CPU" if found["C++ compiler"] else "nothing: see above")
     return "\n".join([*lines, "", f"Kernels run on {backend}."])
 
-# %% ../nbs/07_command_line.ipynb #b1bc2f89
+# %% ../nbs/07_command_line.ipynb #83947cde
 def run_command(args) -> int:
     "`flashmoe-nb run`: 0 if every notebook ran through, else 1."
     from rich.console import Console
@@ -150,6 +151,7 @@ def run_command(args) -> int:
     chosen = select(root, args.notebooks)
     if (args.store or args.archive) and backend != "cuda":
         raise StoreError("outputs are stored from runs on a GPU, and there is no CUDA device here")
+    check_folder(args.archive)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
     console.print(f"Running {notebook_count(chosen)} on {'the GPU' if backend == 'cuda' else 'the emulator'}.")
     results = run(root, chosen, backend, console, timeout=args.timeout)
@@ -193,7 +195,7 @@ def export_command(args) -> int:
     if found: print("Run `make export`.")
     return 1 if found else 0
 
-# %% ../nbs/07_command_line.ipynb #7a5eef9c
+# %% ../nbs/07_command_line.ipynb #ac8fbfdc
 class _Handler(http.server.SimpleHTTPRequestHandler):
     "Serves files without a line per request."
     def log_message(self, *args): pass
@@ -204,16 +206,25 @@ def docs_command(args) -> int:
     if importlib.util.find_spec("sphinx") is None:
         raise CommandError("building the site needs Sphinx: pip install -e '.[dev]'")
     site = root / "docs" / "_site"
-    built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "docs", str(site)], cwd=root, check=False)
-    if built.returncode or not args.serve: return built.returncode
-    handler = functools.partial(_Handler, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", args.port), handler) as server:
+    with _server(site, args.port) if args.serve else nullcontext() as server:      # a port that is taken is said before the build
+        built = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "docs", str(site)], cwd=root, check=False)
+        if built.returncode or not args.serve: return built.returncode
         print(f"Serving the site at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends)", flush=True)
         server.serve_forever()
     return 0
 
+def _server(site: Path, port: int):
+    try: return http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Handler, directory=site))
+    except (OSError, OverflowError) as error:
+        raise CommandError(f"cannot serve on port {port} ({error}); --port 0 takes any free one") from None
+
 class CommandError(RuntimeError):
     "The command cannot be carried out; the message says why, and what to do."
+
+def check_folder(file: str | None):
+    "Raise `CommandError` if a file that a long run is to write has no folder: before the run, not after it."
+    if file and not (folder := Path(file).absolute().parent).is_dir():
+        raise CommandError(f"{file} cannot be written: there is no folder {folder}")
 
 # %% ../nbs/07_command_line.ipynb #13f9daa4
 def doctor_command(args) -> int:
@@ -231,7 +242,7 @@ def bench_command(args) -> int:
     except bench.SuiteFailed as error: raise CommandError(str(error)) from None      # each traceback has been printed
     return 0
 
-# %% ../nbs/07_command_line.ipynb #55405a74
+# %% ../nbs/07_command_line.ipynb #5551a780
 def tune_command(args) -> int:
     "`flashmoe-nb tune`: measure the candidates and write the table; with `--check` compare (1 if a stored choice is slower)."
     from flashmoe_nb import bench, cuda, tune
@@ -239,6 +250,7 @@ def tune_command(args) -> int:
     known, architecture = tune.tunable_steps(), tune.current_architecture()
     for name in args.steps:
         if name not in known: raise CommandError(f"no candidates from {name!r}; there are {', '.join(known) or 'none'}")
+    check_folder(args.output)
     path = Path(args.output) if args.output else tune.table_path(architecture)
     stored = tune.read_table(architecture)
     rows = tune.tune(args.steps or None)

@@ -8,7 +8,7 @@ __all__ = ['RUN_FOLDER', 'CHECK', 'MEASUREMENT', 'PLOTLY', 'PNG', 'PNG_BYTES', '
            'notebook_count', 'closing_table', 'StoreError', 'with_outputs', 'index_hosts', 'private', 'scrub',
            'find_chromium', 'draw', 'add_images', 'write_archive', 'read_archive', 'stored', 'store']
 
-# %% ../nbs/05_runner.ipynb #f654669c
+# %% ../nbs/05_runner.ipynb #d5d15a92
 import asyncio
 import copy
 import functools
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -304,7 +305,7 @@ def add_images(book) -> int:
     for data in figures: data[PNG] = b64encode(draw(data[PLOTLY])).decode()
     return len(figures)
 
-# %% ../nbs/05_runner.ipynb #b0294b10
+# %% ../nbs/05_runner.ipynb #0f6d0925
 _MEMBER = re.compile(r"nbs/(?:[\w-]+\.ipynb|results/[\w-]+\.json)", re.ASCII)
 
 def write_archive(file: Path, contents: dict[str, str]):
@@ -316,13 +317,16 @@ def write_archive(file: Path, contents: dict[str, str]):
             archive.addfile(member, io.BytesIO(text.encode()))
 
 def read_archive(file: Path) -> dict[str, str]:
-    "The texts in an archive. Raises `StoreError` for anything but notebooks and results."
-    with tarfile.open(file, "r:gz") as archive:
-        members = archive.getmembers()
-        for member in members:
-            if not (member.isreg() and _MEMBER.fullmatch(member.name)):
-                raise StoreError(f"{file}: {member.name} is no notebook and no results file")
-        return {member.name: archive.extractfile(member).read().decode() for member in members}
+    "The texts in an archive. Raises `StoreError` for anything but notebooks and results, and for what is no whole archive."
+    try:
+        with tarfile.open(file, "r:gz") as archive:
+            members = archive.getmembers()
+            for member in members:
+                if not (member.isreg() and _MEMBER.fullmatch(member.name)):
+                    raise StoreError(f"{file}: {member.name} is no notebook and no results file")
+            return {member.name: archive.extractfile(member).read().decode() for member in members}
+    except (tarfile.TarError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise StoreError(f"{file} is no archive of a run, or not all of one: {error}") from None
 
 # %% ../nbs/05_runner.ipynb #ae8f4128
 def stored(root: Path, contents: dict[str, str], *, images: bool) -> dict[str, str]:

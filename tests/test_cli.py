@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -275,6 +276,25 @@ class TestArchive:
         with pytest.raises(StoreError):
             runner.read_archive(tmp_path / "a.tar.gz")
 
+    @pytest.mark.parametrize("share", [0, 0.2, 0.6, "hello"])
+    def test_what_is_no_archive_or_half_of_one_is_refused(self, root, capsys, monkeypatch, share):
+        file = root / "a.tar.gz"
+        runner.write_archive(file, executed(root))
+        whole = file.read_bytes()
+        file.write_bytes(b"hello" if share == "hello" else whole[:int(share * len(whole))])
+        before = contents(root / "nbs")
+        monkeypatch.chdir(root)
+        assert cli.main(["store", str(file)]) == 2
+        assert "a.tar.gz is no archive of a run, or not all of one" in capsys.readouterr().err
+        assert contents(root / "nbs") == before
+
+    def test_a_folder_that_is_missing_is_said_before_the_run(self, root, capsys, monkeypatch):
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(cuda, "available_backend", lambda: "cuda")
+        assert cli.main(["run", "--archive", "nowhere/a.tar.gz"]) == 2
+        assert "nowhere/a.tar.gz cannot be written: there is no folder" in capsys.readouterr().err
+        assert not (root / ".run").exists()
+
     @pytest.mark.parametrize("option", [["--store"], ["--archive", "a.tar.gz"]])
     def test_only_a_gpu_run_is_stored(self, root, monkeypatch, capsys, option):
         monkeypatch.chdir(root)
@@ -410,7 +430,8 @@ class TestDoctor:
         monkeypatch.setenv("FLASHMOE_CACHE", str(tmp_path))
         (tmp_path / "cubin").mkdir()
         (tmp_path / "cubin" / "a").write_bytes(b"x" * 2_000_000)
-        assert cli.cache_size() == f"{tmp_path}, 1 files, 2.0 MB" and str(cuda.cache_dir()) == str(tmp_path)
+        assert cli.cache_size().startswith(f"{tmp_path}, 1 files, 2.0 MB; it may be deleted")
+        assert str(cuda.cache_dir()) == str(tmp_path)
 
     @pytest.mark.parametrize(("has", "backend"), [
         (("GPU", "CuPy", "NVRTC", "C++ compiler"), "the GPU"), (("GPU", "C++ compiler"), "the emulator"), ((), "nothing")])
@@ -459,6 +480,15 @@ class TestDocs:
     def test_a_broken_site_is_not_served(self, site):
         (site / "docs" / "conf.py").write_text("raise ValueError\n")
         assert flashmoe(site, "docs", "--no-serve").returncode not in (0, 130)
+
+    @pytest.mark.parametrize("port", ("taken", "99999"))
+    def test_a_port_that_cannot_be_had_is_said_before_the_build(self, site, monkeypatch, capsys, port):
+        monkeypatch.chdir(site)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = str(other.getsockname()[1]) if port == "taken" else port
+            assert cli.main(["docs", "--port", port]) == 2
+        assert f"cannot serve on port {port}" in (said := capsys.readouterr().err) and "--port 0" in said
+        assert not (site / "docs" / "_site").exists()
 
     def test_without_sphinx_it_says_what_to_install(self, site, monkeypatch, capsys):
         monkeypatch.chdir(site)
