@@ -18,7 +18,7 @@ from .attention.problem import check_qkv, check_shapes, new_rows, scale_log2, sh
 from .moe import fused_layer
 from .moe.routing import check_bias, check_groups, check_logits, routing
 
-# %% ../nbs/78_ops.ipynb #d64bcb09
+# %% ../nbs/78_ops.ipynb #81e8dd75
 @functools.cache
 def fastest_step(device: torch.device):
     "The step that attention runs on a CUDA device."
@@ -39,17 +39,17 @@ def _attention_cpu(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     scale_log2(softmax_scale, q.shape[3])       # refuses what is no finite number
     heads_first = [x.transpose(seqlen_dim, 2) for x in (q, k, v)]
     out, lse = reference.attention(*heads_first, causal=causal, softmax_scale=softmax_scale, return_lse=True)
-    out = new_rows(q).copy_(out.transpose(seqlen_dim, 2))
+    out = new_rows(heads_first[0]).copy_(out).transpose(seqlen_dim, 2)
     return (out, lse.float()) if return_lse else out
 
-# %% ../nbs/78_ops.ipynb #cde11952
+# %% ../nbs/78_ops.ipynb #f0647fc3
 def _dispatched(run, q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     result = run(q, k, v, causal, softmax_scale, return_lse, seqlen_dim)
     return result if return_lse else (result, q.new_empty(0, dtype=torch.float32))
 
 def _attention_meta(q, k, v, causal, softmax_scale, return_lse, seqlen_dim):
     lse_shape = q.shape[0], q.shape[3 - seqlen_dim], q.shape[seqlen_dim]
-    out = new_rows(q)
+    out = new_rows(q.transpose(seqlen_dim, 2)).transpose(seqlen_dim, 2)
     return (out, q.new_empty(lse_shape, dtype=torch.float32)) if return_lse else out
 
 for _key, _run in dict(CUDA=_attention_cuda, CPU=_attention_cpu, Meta=_attention_meta).items():
