@@ -119,7 +119,7 @@ def modules(package=ROOT / "flashmoe_nb"):
 
 
 def api_page(module, notebook):
-    """The page of one module, from its docstrings."""
+    """The page of one module, from its docstrings: what is defined there, not what it hands on from another module."""
     return (
         f"# {module}\n\nWritten in [{notebook.removesuffix('.ipynb')}](../nbs/{notebook}).\n\n"
         f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
@@ -219,9 +219,14 @@ def escape_docstring(app, what, name, obj, options, lines):
     lines[:] = "".join(parts).split("\n")
 
 
-def skip_field_aliases(app, what, name, obj, skip, options):
-    """Leave out the fields of named tuples, whose docstrings only count them; the signature lists them."""
-    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+def skip_member(app, what, name, obj, skip, options):
+    """Leave out the fields of named tuples, whose docstrings only count them, for the signature lists them; and what a
+    module hands on from another one, for it has its place there.
+    """
+    field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
+    module = getattr(obj, "__module__", None) or ""
+    elsewhere = what == "module" and module.startswith("flashmoe_nb") and module != app.env.temp_data.get("autodoc:module")
+    return True if field or elsewhere else None
 
 
 def keep_outputs_inside(app):
@@ -254,7 +259,7 @@ def setup(app):
     app.connect("config-inited", stage)
     app.connect("builder-inited", keep_outputs_inside, priority=900)
     app.connect("autodoc-process-docstring", escape_docstring)
-    app.connect("autodoc-skip-member", skip_field_aliases)
+    app.connect("autodoc-skip-member", skip_member)
     app.connect("html-page-context", add_links)
     app.connect("build-finished", copy_files)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

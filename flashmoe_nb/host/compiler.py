@@ -59,7 +59,7 @@ def target(capability: tuple[int, int], claimed=DEFAULT_ARCHITECTURES) -> str:
         return name + "a" if name + "a" in ARCHITECTURES else name
     raise NotImplementedError(f"no kernel for {name}: this file is written for {', '.join(claimed)}")
 
-# %% ../../nbs/75_compiler.ipynb #039c15ae
+# %% ../../nbs/75_compiler.ipynb #00be105a
 @functools.cache
 def architecture(device: torch.device) -> Architecture:
     "The limits of a device; for the CPU, those of sm_90a, the chip that the emulator plays by default."
@@ -67,9 +67,10 @@ def architecture(device: torch.device) -> Architecture:
 
 @functools.cache
 def architecture_of(capability: tuple[int, int]) -> Architecture:
+    "The limits of a compute capability; of an unknown one, the smallest there are."
     name = "sm_{}{}".format(*capability)
     known = ARCHITECTURES.get(name + "a") or ARCHITECTURES.get(name)
-    return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)    # unknown: the smallest limits
+    return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)
 
 # %% ../../nbs/75_compiler.ipynb #a214eefa
 class Diagnostic(NamedTuple):
