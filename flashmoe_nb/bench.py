@@ -446,8 +446,9 @@ def right_ones(implementations: Mapping[str, Callable], inputs: Sequence[Tensor]
 
 # %% ../nbs/04_bench.ipynb #0e7d13ad
 _COMPILE = """import json, sys
-from flashmoe_nb import cuda
-for path, name, architecture in json.load(sys.stdin): cuda.compile_cubin(cuda.read_source(path), name, architecture)"""
+from flashmoe_nb.host.compiler import compile_cubin
+from flashmoe_nb.host.sources import read_source
+for path, name, architecture in json.load(sys.stdin): compile_cubin(read_source(path), name, architecture)"""
 
 def precompile(instances: Iterable[tuple[str, str]], workers: int | None = None, capability: tuple[int, int] | None = None) -> int:
     """Fill the disk cache with kernel instances `(file, instance)` in parallel; returns how many there were.
@@ -460,7 +461,7 @@ def precompile(instances: Iterable[tuple[str, str]], workers: int | None = None,
         except NotImplementedError: continue
         if (cuda.KERNELS / path).is_file(): jobs.add((path, name, architecture))
     jobs = sorted(jobs)
-    workers = workers or min(os.cpu_count() or 1, -(-len(jobs) // 2))      # starting a process costs as much as an instance
+    workers = workers or os.cpu_count() or 1
     shares = [json.dumps(jobs[i::workers]) for i in range(min(workers, len(jobs)))]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     processes = [subprocess.Popen([sys.executable, "-c", _COMPILE], **pipes) for _ in shares]

@@ -498,6 +498,9 @@ def test_precompiling_fills_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHMOE_CACHE", str(tmp_path))
     instances = [("common/copy.cu", "copy_kernel")] * 2 + [i for i in bench.step_instances("flashmoe_nb.attention", ["64, 64"])][:1]
     assert bench.precompile(instances, workers=2, capability=(9, 0)) == len(list(tmp_path.rglob("*.bin"))) == 2
+    for path, name in instances:  # this process looks for it under the same name
+        bench.cuda.compile_cubin(bench.cuda.read_source(path), name, "sm_90a")
+    assert len(list(tmp_path.rglob("*.bin"))) == 2
     assert bench.precompile(bench.step_instances("flashmoe_nb.attention", ["overlap"]), capability=(8, 0)) == 0  # Hopper's alone
     with pytest.raises(RuntimeError, match="no_such_kernel"):
         bench.precompile([("common/copy.cu", "no_such_kernel")], capability=(9, 0))
