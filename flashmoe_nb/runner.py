@@ -86,7 +86,7 @@ def _client(book, folder: Path):
                           resources={"metadata": {"path": str(folder)}}, record_timing=False, startup_timeout=120,
                           extra_arguments=["--IPKernelApp.log_level=40"])
 
-# %% ../nbs/05_runner.ipynb #31d194f2
+# %% ../nbs/05_runner.ipynb #5d8cba3e
 @dataclass
 class Result:
     "What became of one notebook. `checks` and `measurements` are the records its cells displayed."
@@ -97,9 +97,9 @@ class Result:
     checks: list[dict] = field(default_factory=list)
     measurements: list[dict] = field(default_factory=list)
 
-def records(book, mime: str) -> list[dict]:
-    "Everything of one kind that the cells of an executed notebook displayed, in order."
-    return [output["data"][mime] for cell in book.cells for output in cell.get("outputs", ())
+def records(cells, mime: str) -> list[dict]:
+    "Everything of one kind that executed cells displayed, in order."
+    return [output["data"][mime] for cell in cells for output in cell.get("outputs", ())
             if mime in output.get("data", {})]
 
 # %% ../nbs/05_runner.ipynb #0c396485
@@ -117,15 +117,18 @@ async def _process(client, environment: dict[str, str]):
         await client.km.cleanup_resources()
         if client.kc is not None: client.kc.stop_channels()
 
-# %% ../nbs/05_runner.ipynb #91af7707
+# %% ../nbs/05_runner.ipynb #5f730472
 async def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 600, on_cell=lambda done: None) -> Result:
-    """Run a notebook from the top in a fresh process; the executed copy goes to `.run/`, failed or not.
+    """Run a notebook from the top in a fresh process; the executed copy goes to `.run/`, failed or not, with the outputs of this
+    run and no others: a stored one of a cell that was not reached, or is for a GPU only, would pass for a result.
 
     `timeout`: seconds for all cells together. `on_cell` is called with the number of cells done."""
     import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     started, result = time.monotonic(), Result(notebook.stem)
     book = nbformat.read(notebook, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "code" and not is_skipped(cell.source, "cuda"): cell.outputs = []
     client = _client(book, root / RUN_FOLDER)
     cell = None
     try:
@@ -142,7 +145,8 @@ async def execute(root: Path, notebook: Path, backend: str, *, timeout: float = 
     finally:
         nbformat.write(book, root / RUN_FOLDER / notebook.name)
     result.seconds = time.monotonic() - started
-    result.checks, result.measurements = records(book, CHECK), records(book, MEASUREMENT)
+    ran = [cell for cell in book.cells if not is_skipped(cell.source, backend)]
+    result.checks, result.measurements = records(ran, CHECK), records(ran, MEASUREMENT)
     return result
 
 # %% ../nbs/05_runner.ipynb #03aa68c1

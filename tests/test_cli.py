@@ -93,6 +93,19 @@ class TestRun:
         assert copy.cells[1].outputs[0].data["text/plain"] == "2"
         assert (root / ".run" / "20_fails.ipynb").is_file(), "the copy shows how far it came"
 
+    def test_outputs_are_of_this_run(self, root):
+        "What an earlier run stored in a cell that is not reached, or not for this machine, is no result of this one."
+        path = write_notebook(root / "nbs" / "20_stale.ipynb", "1/0", "never()", "#| gpu\nraise SystemError", "#| eval: false\n1")
+        book = nbformat.read(path, 4)
+        for cell in book.cells[1:]:
+            record = dict(name="old", backend="cuda", text="9 TB/s")
+            cell.outputs = [v4.new_output("display_data", {MEASUREMENT: record, "text/plain": "old"})]
+        nbformat.write(book, path)
+        done = flashmoe(root, "run", "20")
+        assert done.returncode == 1 and "ZeroDivisionError" in done.stdout and "9 TB/s" not in done.stdout
+        outputs = [cell.outputs for cell in nbformat.read(root / ".run" / "20_stale.ipynb", 4).cells[1:]]
+        assert [len(x) for x in outputs] == [1, 0, 0, 1] and outputs[0][0].output_type == "error"
+
     def test_success_and_selection(self, root):
         write_notebook(root / "nbs" / "20_fails.ipynb", "1/0")
         done = flashmoe(root / "nbs", "run", "10")
