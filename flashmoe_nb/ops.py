@@ -107,15 +107,16 @@ def flash_attn_func(q, k, v, dropout_p: float = 0.0, softmax_scale: float | None
     result = _attention(q, k, v, causal, softmax_scale, return_attn_probs, seqlen_dim=1)
     return (*result, None) if return_attn_probs else result
 
-# %% ../nbs/78_ops.ipynb #a2c6dfef
+# %% ../nbs/78_ops.ipynb #6399f2e5
 _library.define("experts_forward(Tensor tokens, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids,"
                 " Tensor? b_gate_up=None, Tensor? b_down=None, Tensor[]? shared=None, int? capacity=None,"
-                " bool weigh_inputs=False) -> (Tensor, Tensor)")
+                " bool weigh_inputs=False, bool return_dropped=False) -> (Tensor, Tensor)")
 _library.define("route(Tensor logits, int top_k, bool renormalize, str scoring, Tensor? bias, int n_group, int topk_group,"
                 " int group_best, float scaling) -> (Tensor, Tensor)")
 
-def _experts_meta(tokens, w_gate_up, w_down, *_, **options):
-    return torch.empty_like(tokens, memory_format=torch.contiguous_format), tokens.new_empty(len(w_down), dtype=torch.int32)
+def _experts_meta(tokens, w_gate_up, w_down, *_, return_dropped=False, **options):
+    out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    return (out, tokens.new_empty(len(w_down), dtype=torch.int32)) if return_dropped else out
 
 def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropped=False, **options):
     out = reference.experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, **options).to(tokens.dtype)
@@ -124,8 +125,11 @@ def _experts_cpu(tokens, w_gate_up, w_down, topk_weights, topk_ids, return_dropp
 _OPTIONS = ("b_gate_up", "b_down", "shared", "capacity", "weigh_inputs")
 
 def _experts_dispatched(run, *arguments):
-    options = dict.fromkeys(_OPTIONS) | dict(weigh_inputs=False) | dict(zip(_OPTIONS, arguments[5:], strict=False))
-    return run(*arguments[:5], **options, return_dropped=True)
+    given = dict(zip((*_OPTIONS, "return_dropped"), arguments[5:], strict=False))
+    options = dict.fromkeys(_OPTIONS) | dict(weigh_inputs=False, return_dropped=False) | given
+    result = run(*arguments[:5], **options)
+    if options["return_dropped"]: return result[0], result[1].clone()      # a tracer expects memory that starts aligned
+    return result, arguments[0].new_empty(0, dtype=torch.int32)
 
 for _key, _run in dict(CUDA=fused_layer.fused_experts, CPU=_experts_cpu, Meta=_experts_meta).items():
     _library.impl("experts_forward", functools.partial(_experts_dispatched, _run), _key)
@@ -155,7 +159,7 @@ def _route_meta(logits, top_k, *_):
 
 for _key, _run in dict(CUDA=_route_cuda, CPU=_route_cpu, Meta=_route_meta).items(): _library.impl("route", _run, _key)
 
-# %% ../nbs/78_ops.ipynb #0e74f2a3
+# %% ../nbs/78_ops.ipynb #e7dda8ec
 def _wants_gradient(x) -> bool:
     "Whether a gradient of this argument would be recorded: of a tensor, of one in a pair; of anything else, no."
     return any([_wants_gradient(y) for y in x]) if isinstance(x, tuple | list) else getattr(x, "requires_grad", False)
@@ -186,7 +190,7 @@ def _experts(arguments, options, return_dropped):
         fused_layer.check_options(*arguments[:3], *extra[:4])
     if _on_cpu(*arguments, *extra): return _experts_cpu(*arguments, **options, return_dropped=return_dropped)
     _refuse_gradients(*arguments, *extra)
-    out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, *extra)
+    out, dropped = torch.ops.flashmoe_nb.experts_forward(*arguments, *extra, return_dropped)
     return (out, dropped) if return_dropped else out
 
 # %% ../nbs/78_ops.ipynb #da01e5bc

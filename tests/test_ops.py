@@ -273,7 +273,8 @@ def test_what_is_traced_is_what_runs(device):
         torch.library.opcheck(op.attention_forward, (q, q, q, True, None, True, 2), **tests)
         torch.library.opcheck(op.attention_forward, (*[q.transpose(1, 2)] * 3, False, 0.3, False, 1), **tests)
     torch.library.opcheck(op.route, (logits, 2, True, "sigmoid", torch.zeros(4, device=device), 2, 1, 2, 1.0), **tests)
-    torch.library.opcheck(op.experts_forward, (tokens, w_gate_up, w_down, weights, ids, None, None, None, 3), **tests)
+    for more in (), (None, None, None, 3), (None, None, None, 3, False, True):
+        torch.library.opcheck(op.experts_forward, (tokens, w_gate_up, w_down, weights, ids, *more), **tests)
 
 
 @each_device
