@@ -94,7 +94,7 @@ def parse_log(log: str) -> list[Diagnostic]:
     "The errors and warnings in NVRTC's log."
     return [Diagnostic(m["file"], int(m["line"]), m["severity"], m["message"]) for m in _DIAGNOSTIC.finditer(log)]
 
-# %% ../../nbs/75_compiler.ipynb #2697e3ee
+# %% ../../nbs/75_compiler.ipynb #ec22f8ad
 def nvrtc_binding():
     "CuPy's NVRTC binding; CuPy comes as cupy-cuda12x or cupy-cuda13x, under one name."
     try:
@@ -112,6 +112,7 @@ def _include_options() -> tuple[str, ...]:
         raise FileNotFoundError("CUDA's headers were not found: pip install nvidia-cuda-runtime-cu12")
     return (f"-I{folder}",)
 
+# %% ../../nbs/75_compiler.ipynb #0ad5a942
 @functools.cache
 def demangle(name: str) -> str:
     "The C++ spelling of a mangled name."
