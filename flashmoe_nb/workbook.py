@@ -29,6 +29,8 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, magics_class, no_var_expand
 from IPython.display import display
 
+from .host import compiler, sources      # neither needs torch, so that an export starts at once
+
 # %% ../nbs/01_workbook.ipynb #2f7f3b99
 SCRATCH = "scratch/"        # paths below it are never tangled
 HAND_WRITTEN = "emulator/"  # the one folder of kernels/ that no notebook owns
@@ -191,17 +193,16 @@ class CudaMagics(Magics):
         Put the cell's text into the CUDA file PATH, relative to kernels/: start it, or append to it (-a).
         -c compiles what has accumulated and shows registers, spills and shared memory; --check runs a piece of
         Python and shows a report on every launch in it. Nothing on disk changes."""
-        from flashmoe_nb import cuda
         try:
             cell = parse_cell(line, body)
-            cuda.register(cell.path, cell.text, key=self.key(cell), start=not cell.append,
-                          label=self.label, first_line=cell.first_line, notebook=notebook_of(cell.path, self.shell),
-                          architectures=cell.architectures or cuda.DEFAULT_ARCHITECTURES)
+            sources.register(cell.path, cell.text, key=self.key(cell), start=not cell.append,
+                             label=self.label, first_line=cell.first_line, notebook=notebook_of(cell.path, self.shell),
+                             architectures=cell.architectures or sources.DEFAULT_ARCHITECTURES)
             if cell.instances is not None:
-                names = instances_of(cell.path, cuda.read_source(cell.path).text, cell.instances)
+                names = instances_of(cell.path, sources.read_source(cell.path).text, cell.instances)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if cell.instances is not None: display(ResourceTable(cuda.resources(cell.path, names)))
+        if cell.instances is not None: display(ResourceTable(compiler.resources(cell.path, names)))
         if cell.check is not None: self.check(cell.check)
 
     def check(self, code: str):
@@ -215,10 +216,9 @@ class CudaMagics(Magics):
 # %% ../nbs/01_workbook.ipynb #7de345af
 def notebook_of(path: str, shell=None) -> str | None:
     "The name of the notebook that is running, else of the one that the file on disk was generated from."
-    from flashmoe_nb import cuda
     session = getattr(shell, "user_ns", {}).get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME", "")
     if session.endswith(".ipynb"): return Path(session).name
-    file = cuda.KERNELS / path
+    file = sources.KERNELS / path
     return owner(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 def owner(text: str) -> str | None:
@@ -260,8 +260,7 @@ class Diff:
 
 def show_diff(before: str, after: str, context: int = 2) -> Diff:
     "What changed between two files under `kernels/`, such as the kernels of two steps. Raises `FileNotFoundError`."
-    from flashmoe_nb import cuda
-    texts = [[line for line in cuda.read_source(path).text.splitlines() if not line.startswith("// Generated from")]
+    texts = [[line for line in sources.read_source(path).text.splitlines() if not line.startswith("// Generated from")]
              for path in (before, after)]
     lines = difflib.unified_diff(*texts, before, after, n=context, lineterm="")
     return Diff(tuple(line for line in lines if line[:3] not in ("---", "+++")))
@@ -296,9 +295,8 @@ def cuda_files(notebook: Path) -> dict[str, list[Cell]]:
 # %% ../nbs/01_workbook.ipynb #ac9149e2
 def tangle(notebook: Path) -> dict[str, str]:
     "The CUDA files a notebook owns: path under `kernels/` to text, without `scratch/`. Raises `TangleError`."
-    from flashmoe_nb import cuda
-    return {path: cuda.compose([cell.text for cell in cells], cells[0].architectures or cuda.DEFAULT_ARCHITECTURES,
-                               Path(notebook).name)
+    return {path: sources.compose([cell.text for cell in cells], cells[0].architectures or sources.DEFAULT_ARCHITECTURES,
+                                  Path(notebook).name)
             for path, cells in cuda_files(notebook).items() if not path.startswith(SCRATCH)}
 
 # %% ../nbs/01_workbook.ipynb #da9bed76

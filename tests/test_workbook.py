@@ -8,7 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from flashmoe_nb import cuda, workbook
-from flashmoe_nb.host import compiler
+from flashmoe_nb.host import compiler, sources
 from flashmoe_nb.workbook import CellError, parse_cell, read_cell
 
 START, APPEND = "%%cuda scratch/a.cu", "%%cuda scratch/a.cu -a"
@@ -169,7 +169,7 @@ class TestParts:
         assert error is not None and "scratch/{name}.cu: a path is" in shown
 
     def test_nothing_on_disk_changes_and_nothing_compiles(self, shell, monkeypatch):
-        monkeypatch.setattr(cuda, "resources", lambda *_: pytest.fail("compiled without -c"))
+        monkeypatch.setattr(compiler, "resources", lambda *_: pytest.fail("compiled without -c"))
         before = {p: p.stat().st_mtime_ns for p in cuda.KERNELS.rglob("*")}
         assert run(shell, "%%cuda attention/nothing.cu\n__global__ void k() {}", "1") == (None, "")
         assert {p: p.stat().st_mtime_ns for p in cuda.KERNELS.rglob("*")} == before
@@ -253,7 +253,7 @@ class TestNotebookName:
         assert cuda.read_source("scratch/a.cu").text.startswith("// Generated from nbs/42_mine.ipynb:")
 
     def test_else_the_file_on_disk(self, shell, monkeypatch, tmp_path):
-        monkeypatch.setattr(cuda, "KERNELS", tmp_path)
+        monkeypatch.setattr(sources, "KERNELS", tmp_path)
         (tmp_path / "x.cu").write_text(cuda.compose(["int a;"], ["sm_80"], "77_owner.ipynb"))
         assert workbook.notebook_of("x.cu") == "77_owner.ipynb"
         assert workbook.notebook_of("y.cu") is None
@@ -323,8 +323,9 @@ def test_a_real_kernel_shows_a_compile_error_in_a_few_lines(kernel):
 def test_nbclient_runs_cells_without_ids_in_order(tmp_path):
     import nbformat
     from nbclient import NotebookClient
-    cells = ["%load_ext flashmoe_nb.workbook\nfrom flashmoe_nb import cuda", f"{START} --arch sm_80\n__device__ int a;",
-             f"{APPEND} -c\n__global__ void k() {{}}", "print(cuda.read_source('scratch/a.cu').text)"]
+    cells = ["%load_ext flashmoe_nb.workbook\nfrom flashmoe_nb.host.sources import read_source",
+             f"{START} --arch sm_80\n__device__ int a;", f"{APPEND} -c\n__global__ void k() {{}}",
+             "print(read_source('scratch/a.cu').text)"]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     NotebookClient(book, kernel_name="python3", timeout=120, resources={"metadata": {"path": str(tmp_path)}},
                    extra_arguments=["--IPKernelApp.log_level=40"]).execute()
