@@ -1,5 +1,6 @@
 """JupyterLab's configuration: what saving keeps and drops, and which kernels start with the magic."""
 
+import asyncio
 import copy
 import json
 import sys
@@ -10,6 +11,7 @@ from browser.support import ROOT, SAMPLE
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 sys.path.insert(0, str(ROOT / ".jupyter"))
+import folding  # noqa: E402
 import saving  # noqa: E402
 import specs  # noqa: E402
 
@@ -69,6 +71,21 @@ def test_saving_an_unchanged_notebook_changes_nothing():
     edited = copy.deepcopy(stored)
     saving.clean(edited, stored)
     assert edited == stored
+
+
+@pytest.mark.filterwarnings("ignore:Overriding existing pre_save_hook")
+def test_solutions_open_folded_and_are_saved_as_they_were(tmp_path):
+    cells = [code("a", "x = 1"), code("b", "#| hide\nanswer()"), code("c", "#| hide_input\nplot()"), code("d", "#|hide\n1")]
+    book = notebook(*cells, {"cell_type": "markdown", "id": "m", "source": "#| hide", "metadata": {}})
+    (file := tmp_path / "a.ipynb").write_text(json.dumps(book))
+    manager = folding.WorkbookContents(root_dir=str(tmp_path), pre_save_hook=saving.pre_save_hook)
+    model = asyncio.run(manager.get("a.ipynb"))
+    folded = [cell["id"] for cell in model["content"]["cells"] if cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert folded == ["b", "d"] and "source_hidden" not in file.read_text()
+    asyncio.run(manager.save({"type": "notebook", "content": copy.deepcopy(model["content"])}, "a.ipynb"))
+    assert [cell["metadata"] for cell in json.loads(file.read_text())["cells"]] == [{}] * 5
+    assert asyncio.run(manager.get("", content=True))["type"] == "directory"
+    assert asyncio.run(manager.get("a.ipynb", content=False))["content"] is None
 
 
 def test_the_hook_reads_the_file_that_is_about_to_be_replaced(tmp_path):
