@@ -226,7 +226,7 @@ def check_folder(file: str | None):
     if file and not (folder := Path(file).absolute().parent).is_dir():
         raise CommandError(f"{file} cannot be written: there is no folder {folder}")
 
-# %% ../nbs/07_command_line.ipynb #13f9daa4
+# %% ../nbs/07_command_line.ipynb #239d1b78
 def doctor_command(args) -> int:
     "`flashmoe-nb doctor`: 0 if kernels can run on something, else 1."
     found = diagnose()
@@ -238,6 +238,9 @@ def bench_command(args) -> int:
     from flashmoe_nb import bench
     for name in args.suites:
         if name not in bench.SUITES: raise CommandError(f"no suite {name!r}; there are {', '.join(bench.SUITES)}")
+    if args.output:
+        try: Path(args.output).mkdir(parents=True, exist_ok=True)
+        except OSError as error: raise CommandError(f"results cannot be written: {error}") from None
     try: bench.run_bench(args.suites or None, output=args.output, quick=args.quick)
     except bench.SuiteFailed as error: raise CommandError(str(error)) from None      # each traceback has been printed
     return 0

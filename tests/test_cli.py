@@ -308,6 +308,11 @@ class TestArchive:
         assert "nowhere/a.tar.gz cannot be written: there is no folder" in capsys.readouterr().err
         assert not (root / ".run").exists()
 
+    def test_results_that_cannot_be_written_are_not_measured(self, root, capsys):
+        (root / "file").touch()
+        assert cli.main(["bench", "--quick", "--output", str(root / "file" / "results"), "emulator"]) == 2
+        assert "results cannot be written: [Errno 20] Not a directory" in capsys.readouterr().err
+
     @pytest.mark.parametrize("option", [["--store"], ["--archive", "a.tar.gz"]])
     def test_only_a_gpu_run_is_stored(self, root, monkeypatch, capsys, option):
         monkeypatch.chdir(root)
