@@ -306,7 +306,7 @@ def environment() -> dict[str, Any]:
                 cuda=torch.version.cuda, nvrtc=nvrtc, torch=torch.__version__, cupy=cupy.__version__ if cupy else None,
                 commit=commit, dirty=dirty, date=datetime.now(UTC).isoformat(timespec="seconds"))
 
-# %% ../nbs/04_bench.ipynb #9d31513e
+# %% ../nbs/04_bench.ipynb #828e0ab2
 _ATTENTION_KEYS = ("impl", "dtype", "batch", "num_heads", "num_heads_k", "seqlen_q", "seqlen_k", "head_dim", "causal",
                    "median_ms", "min_ms", "max_ms", "samples", "tflops")
 _EXPERT_KEYS = ("impl", "model", "num_tokens", "num_experts", "top_k", "hidden", "inter", "dtype", "median_us", "min_us", "max_us",
@@ -318,6 +318,7 @@ ROW_KEYS = {
     "moe_forward": _EXPERT_KEYS,
     "moe_lengths": _EXPERT_KEYS,
     "moe_parts": ("part", "impl", "num_tokens", "num_experts", "top_k", "median_us", "min_us", "max_us", "samples"),
+    "moe_plans": ("model", "num_tokens", "plan", "median_us", "min_us", "max_us", "samples"),
     "host_overhead": ("op", "median_us"),
     "first_call": ("op", "cache", "seconds", "kernels", "torch_seconds", "cuda_seconds", "package_seconds"),
     "memory": ("impl", "what", "num_tokens", "extra_bytes"),
@@ -765,7 +766,7 @@ def suite_exists(suite: Suite) -> bool:
     "Whether the suite's module and function are there."
     return not isinstance(suite.rows, Elsewhere) or suite.rows.exists()
 
-# %% ../nbs/04_bench.ipynb #42f7926f
+# %% ../nbs/04_bench.ipynb #e7a349a2
 def _attention_suite(quick: bool) -> list[dict]:
     names = [f"{head_dim}" for head_dim in (64, 128, 256)]
     instances = [i for i in step_instances("flashmoe_nb.attention", names) if "__half" not in i[1]]
@@ -783,6 +784,7 @@ SUITES = {
     "moe_lengths": Suite("moe_lengths", "the expert layer between the listed numbers of tokens",
                          Elsewhere("flashmoe_nb.moe_bench", "bench_moe_lengths")),
     "moe_parts": Suite("moe_parts", "routing alone and dispatch alone", Elsewhere("flashmoe_nb.moe_bench", "bench_parts")),
+    "moe_plans": Suite("moe_plans", "plans of the expert layer's products", Elsewhere("flashmoe_nb.moe_bench", "bench_plans")),
     "moe_kernels": Suite("moe_kernels", "when each kernel of the expert layer runs",
                          Elsewhere("flashmoe_nb.moe.fused_layer", "bench_kernels")),
     "models": Suite("moe_models", "tokens per second of transformers' models, their experts and ours",
