@@ -6,7 +6,8 @@
 __all__ = ['MODELS', 'TOKENS', 'BETWEEN', 'SETS', 'TRITON', 'TRITON_TILES', 'ExpertShape', 'Routed', 'draw_inputs',
            'draw_weights', 'naive_loop', 'sort_pairs', 'torch_grouped_mm', 'TritonTile', 'row_blocks', 'triton_experts',
            'transformers_peers', 'dense_products', 'ours', 'right_layers', 'expert_row', 'time_layers', 'bench_moe',
-           'between', 'leads', 'bench_moe_lengths', 'torch_routing', 'bench_parts', 'plot_layers', 'plot_between']
+           'between', 'leads', 'bench_moe_lengths', 'bench_plans', 'torch_routing', 'bench_parts', 'plot_layers',
+           'plot_between', 'costs_of_choices']
 
 # %% ../nbs/87_moe_bench.ipynb #e7db2fd2
 import statistics
@@ -345,6 +346,30 @@ def bench_moe_lengths(quick: bool = False) -> list[dict]:
         torch.cuda.empty_cache()
     return rows
 
+# %% ../nbs/87_moe_bench.ipynb #40dca28b
+def bench_plans(quick: bool = False) -> list[dict]:
+    "Plans of step 64's products, as whole layers in graphs: rows of `moe_plans.json`."
+    from flashmoe_nb.moe import few_tokens, fused_layer, grouped_gemm
+    rows = []
+    def layer(plan):
+        def run(routed, *weights):
+            out, routing = torch.empty_like(routed.tokens), (routed.topk_weights, routed.topk_ids)
+            fused_layer._launch_layer(routed.tokens, *weights, *routing, out, plan)
+            return out
+        return run
+    for model in ("qwen3",) if quick else MODELS:
+        shape, weights = MODELS[model], draw_weights(MODELS[model], device="cuda")
+        for num_tokens in (2, 1024) if quick else sorted(TOKENS + BETWEEN):
+            plans = grouped_gemm.candidates(num_tokens, shape.top_k, shape.num_experts, shape.hidden, shape.inter)
+            if num_tokens * shape.top_k <= few_tokens.MAX_PAIRS: plans["two kernels"] = fused_layer.FEW
+            arguments = [(routed, *weights) for routed in draw_inputs(shape, num_tokens, device="cuda")]
+            timings = bench.compare({name: layer(plan) for name, plan in plans.items()}, arguments, samples=15, warmup=2,
+                                    mode="graph", flush_l2=True)
+            rows += [dict(model=model, num_tokens=num_tokens, plan=name, **timing.row("us")) for name, timing in timings.items()]
+        del weights, arguments
+        torch.cuda.empty_cache()
+    return rows
+
 # %% ../nbs/87_moe_bench.ipynb #48893cda
 def torch_routing(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     "Softmax, top-k, renormalised, by torch."
@@ -402,3 +427,17 @@ def plot_between(rows: Sequence[Mapping], y: str = "deviation", title: str | Non
                         text=[f"{r['time_us']:.4g} µs" for r in line], hovertemplate="%{x} tokens: %{y:.3g}, %{text}")
     if y == "lead": fig.add_hline(y=1, line_dash="dot")
     return fig.update_xaxes(tickvals=list(TOKENS))
+
+# %% ../nbs/87_moe_bench.ipynb #c8607333
+def costs_of_choices(rows: Sequence[Mapping]) -> list[tuple[str, int, float, str]]:
+    "For each cell of `moe_plans.json`: model, tokens, today's choice's time over the best candidate's, and the best one."
+    from flashmoe_nb.moe import few_tokens, grouped_gemm
+    cells = {}
+    for row in rows: cells.setdefault((row["model"], row["num_tokens"]), {})[row["plan"]] = row["median_us"]
+    found = []
+    for (model, num_tokens), times in cells.items():
+        num_experts, top_k, *size = MODELS[model]
+        fits = few_tokens.fits(num_tokens, top_k, num_experts, *size)
+        chosen = "two kernels" if fits else grouped_gemm.choose(num_tokens, top_k, num_experts, *size).label
+        if chosen in times: found.append((model, num_tokens, times[chosen] / min(times.values()), min(times, key=times.get)))
+    return found

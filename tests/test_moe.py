@@ -6,7 +6,7 @@ import pytest
 import torch
 from moe_cases import DTYPES, OPTIONS, check, kept, make_options
 
-from flashmoe_nb import cuda, reference
+from flashmoe_nb import cuda, moe_bench, reference
 from flashmoe_nb.moe import fused_layer
 from flashmoe_nb.moe.dispatch import dispatch
 from flashmoe_nb.moe.fused_layer import combine, fused_experts, fused_moe, permute
@@ -16,6 +16,7 @@ from flashmoe_nb.moe.grouped_gemm import (
     Tile,
     _instance,
     _mma_instance,
+    candidates,
     choose,
     grouped_gemm,
     instances,
@@ -236,3 +237,14 @@ def test_layer_refuses_wrong_weights_and_logits():
         fused_moe(x, w1, logits)
     with pytest.raises(ValueError, match="routing_weights"):
         fused_moe(x, (w1, w2), logits[:, :3])
+
+
+@pytest.mark.parametrize("shape", moe_bench.MODELS.values(), ids=moe_bench.MODELS)
+def test_candidates_differ_from_the_choice_in_one_decision(shape):
+    for num_tokens in sorted(moe_bench.TOKENS + moe_bench.BETWEEN):
+        size = (num_tokens, shape.top_k, shape.num_experts, shape.hidden, shape.inter)
+        chosen, *others = candidates(*size).values()
+        assert chosen == choose(*size) and chosen not in others and others
+        for plan in others:
+            differs = [name for name in chosen._fields if getattr(plan, name) != getattr(chosen, name)]
+            assert len(differs) == 1 or differs[0] == "tile"  # another tile gathers or streams as it must

@@ -43,17 +43,19 @@ __global__ void __launch_bounds__(256)
     const int token = at / chunks, chunk = at % chunks;
     if (token >= num_tokens) return;
     float sum[8] = {};
+    const Element* column = rows + chunk * 8;
     const int parts = top_k * splits;  // a row of each split, split by split
+    int choice = 0, split = 0;         // of the next row: counted, since a division for each costs more than the row
     for (int first = 0; first < parts; first += TOP_K) {
-        long long row[TOP_K];
+        int row[TOP_K];  // only few pairs are split: their rows can be counted in an int
         float weights[TOP_K];
         uint4 values[TOP_K];
 #pragma unroll
         for (int i = 0; i < TOP_K; ++i) {
-            const int split = (first + i) / top_k, choice = token * top_k + (first + i) % top_k;
-            const int slot = first + i < parts ? inverse_idx[choice] : -1;
-            weights[i] = slot < 0 ? 0.f : topk_weights ? topk_weights[choice] : 1.f;
-            row[i] = slot >= 0 ? (long long)split * num_slots + slot : -1;
+            const int pair = token * top_k + choice, slot = first + i < parts ? inverse_idx[pair] : -1;
+            weights[i] = slot < 0 ? 0.f : topk_weights ? topk_weights[pair] : 1.f;
+            row[i] = slot >= 0 ? split * num_slots + slot : -1;
+            if (++choice == top_k) choice = 0, ++split;
         }
 
 #if __CUDA_ARCH__ >= 900
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(256)
 #endif
 #pragma unroll
         for (int i = 0; i < TOP_K; ++i)  // coherent loads: the compiler may move ld.nc up, across the wait
-            values[i] = row[i] >= 0 ? *reinterpret_cast<const uint4*>(rows + row[i] * hidden + chunk * 8) : uint4{};
+            values[i] = row[i] >= 0 ? *reinterpret_cast<const uint4*>(column + (long long)row[i] * hidden) : uint4{};
 #pragma unroll
         for (int i = 0; i < TOP_K; ++i) add(sum, weights[i], values[i], Element());
     }
