@@ -258,6 +258,15 @@ class TestCompilerLog:
         options = compiler.compile_options({"X": 3})
         assert ("--no-cache" in options) == refused and "-DX=3" in options
 
+    @pytest.mark.parametrize(("text", "name", "said"), [
+        ('__device__ int a;\n#include "common/none.h"\n__global__ void k() {}', "k", r'cell In\[7\], line 2: .*"common/none.h"'),
+        ("template <class T> __global__ void k(T* x) {}", "k<__nv_bfloat16>", 'the name of the instance: .*"__nv_bfloat16"'),
+    ])  # fmt: skip
+    def test_every_complaint_has_a_place(self, text, name, said):
+        cuda.register("scratch/wrong.cu", text, key="wrong", label="cell In[7]", start=True)
+        with pytest.raises(cuda.CompileError, match=said): cuda.compile_cubin(cuda.read_source("scratch/wrong.cu"), name, "sm_80")
+        cuda.unregister("scratch/wrong.cu")
+
     def test_a_log_without_the_kernel_is_an_error(self):
         compiled = compiler.Compiled(b"", "_Z4axpyv", (), "ptxas info    : Compiling entry function '_Z5otherv' for 'sm_90a'")
         with pytest.raises(ValueError, match="axpy: the compiler's log says nothing"):

@@ -64,7 +64,7 @@ def architecture_of(capability: tuple[int, int]) -> Architecture:
     known = ARCHITECTURES.get(name + "a") or ARCHITECTURES.get(name)
     return known or ARCHITECTURES["sm_75"]._replace(name=name, capability=capability)
 
-# %% ../../nbs/75_compiler.ipynb #a214eefa
+# %% ../../nbs/75_compiler.ipynb #35f6b267
 class Diagnostic(NamedTuple):
     "One message of a compiler, at its place in the source."
     file: str
@@ -80,15 +80,17 @@ class CompileError(RuntimeError):
         errors = [d for d in self.diagnostics if d.severity == "error"]
         lines = [f"{source.path} does not compile for {target}"]
         for d in errors[:5]:
-            lines += [f"  {source.locate(d.file, d.line)}: {d.message}", f"      {source.line(d.file, d.line).strip()}"]
+            where = "the name of the instance" if d.file == "__nv_name_map" else source.locate(d.file, d.line)
+            lines += [f"  {where}: {d.message}", f"      {source.line(d.file, d.line).strip()}".rstrip()]
         if len(errors) > 5: lines.append(f"  and {len(errors) - 5} more")
-        super().__init__("\n".join(lines if errors else [*lines, log.strip()]))
+        super().__init__("\n".join(filter(None, lines if errors else [*lines, log.strip()])))
 
     def _render_traceback_(self):
         "What a notebook shows: the message alone, the frames of Python have no part in the mistake."
         return [f"{type(self).__name__}: {self}"]
 
-_DIAGNOSTIC = re.compile(r"^(?P<file>[^\s()]+)\((?P<line>\d+)\): (?P<severity>error|warning)(?: #[\w-]+)?: (?P<message>.*)$", re.M)
+_DIAGNOSTIC = re.compile(r"^(?P<file>[^\s()]+)\((?P<line>\d+)\): (?:catastrophic )?(?P<severity>error|warning)(?: #[\w-]+)?: "
+                         r"(?P<message>.*)$", re.M)
 
 def parse_log(log: str) -> list[Diagnostic]:
     "The errors and warnings in NVRTC's log."
