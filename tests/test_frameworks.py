@@ -160,7 +160,8 @@ def check_attention_of(model, input_ids, function=ops.flash_attention_science):
         expected = model(input_ids).logits.double()
         model.set_attn_implementation(ATTENTION)
         found = model(input_ids).logits.double()
-        steps = model.generate(input_ids, max_new_tokens=3, do_sample=False, pad_token_id=0, return_dict_in_generate=True)
+        given = dict(attention_mask=torch.ones_like(input_ids), do_sample=False, pad_token_id=0)
+        steps = model.generate(input_ids, max_new_tokens=3, return_dict_in_generate=True, **given)
         model.set_attn_implementation("eager")
         exact = copy.deepcopy(model).double()(input_ids).logits
     assert steps.sequences.shape == (len(input_ids), length + 3)
