@@ -308,6 +308,11 @@ class TestArchive:
         assert "nowhere/a.tar.gz cannot be written: there is no folder" in capsys.readouterr().err
         assert not (root / ".run").exists()
 
+    def test_a_cache_that_cannot_be_made_names_the_setting(self, root, monkeypatch):
+        (root / "file").touch()
+        monkeypatch.setenv("FLASHMOE_CACHE", str(root / "file" / "cache"))
+        with pytest.raises(OSError, match="Not a directory.*set FLASHMOE_CACHE to a folder"): cuda.cache_dir()
+
     def test_results_that_cannot_be_written_are_not_measured(self, root, capsys):
         (root / "file").touch()
         assert cli.main(["bench", "--quick", "--output", str(root / "file" / "results"), "emulator"]) == 2

@@ -171,7 +171,7 @@ def _compile_text(source: Source, name: str, arch: str, options: tuple[str, ...]
     finally:
         nvrtc.destroyProgram(program)
 
-# %% ../../nbs/75_compiler.ipynb #f4798c2b
+# %% ../../nbs/75_compiler.ipynb #804b3e87
 def write_atomically(path: Path, data: bytes):
     "Write a file so that no other process ever sees half of it."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +180,11 @@ def write_atomically(path: Path, data: bytes):
     os.replace(file.name, path)
 
 def cache_dir() -> Path:
-    "Where compiled kernels are kept: `$FLASHMOE_CACHE`, else `~/.cache/flashmoe_nb`."
-    return Path(os.environ.get("FLASHMOE_CACHE") or Path.home() / ".cache" / "flashmoe_nb")
+    "Where compiled kernels are kept: `$FLASHMOE_CACHE`, else `~/.cache/flashmoe_nb`. Raises `OSError` if it cannot be made."
+    folder = Path(os.environ.get("FLASHMOE_CACHE") or Path.home() / ".cache" / "flashmoe_nb")
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise OSError(f"{error}: set FLASHMOE_CACHE to a folder where kernels can be kept") from None
+    return folder
 
 def compile_options(defines: dict | None = None) -> tuple[str, ...]:
     "The compiler's options beside target and include folders; `defines` maps macros to their values."
