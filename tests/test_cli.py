@@ -31,6 +31,13 @@ def write_notebook(path, *sources):
     return path
 
 
+def store_an_output_in_each_cell(path):
+    book = nbformat.read(path, 4)
+    old = {MEASUREMENT: dict(name="old", backend="cuda", text="9 TB/s")}
+    for cell in book.cells[1:]: cell.outputs = [v4.new_output("display_data", old)]
+    nbformat.write(book, path)
+
+
 def show(record, mime): return f"from IPython.display import display\ndisplay({ {mime: record} }, raw=True)"
 
 
@@ -75,7 +82,8 @@ class TestRun:
         write_notebook(root / "nbs" / "30_loops.ipynb", "while True: pass")
         write_notebook(root / "nbs" / "40_dies.ipynb", "1", "import os; os._exit(1)")
         write_notebook(root / "nbs" / "50_syntax.ipynb", "x = 1\ndef f(:\n    pass")
-        write_notebook(root / "nbs" / "60_last.ipynb", "1 + 1")
+        write_notebook(root / "nbs" / "60_last.ipynb", "1 + 1", "#| gpu\nraise SystemError", "#| eval: false\nraise SystemError")
+        for name in "20_fails", "60_last": store_an_output_in_each_cell(root / "nbs" / f"{name}.ipynb")
         before = contents(root / "nbs")
         done = flashmoe(root, "run", "--timeout", "4")
         assert done.returncode == 1, done.stderr
@@ -89,22 +97,11 @@ class TestRun:
         assert cells[2:6] == ["cpu", "S=2", "9.0e-04 of 1.0e-03, 2/3 checks", "copy 3.1 TB/s"]
         assert "4 notebooks failed" in done.stdout and "make lab" in done.stdout and "make docs" in done.stdout
         assert contents(root / "nbs") == before, "a run never writes nbs/"
-        copy = nbformat.read(root / ".run" / "60_last.ipynb", 4)
-        assert copy.cells[1].outputs[0].data["text/plain"] == "2"
-        assert (root / ".run" / "20_fails.ipynb").is_file(), "the copy shows how far it came"
-
-    def test_outputs_are_of_this_run(self, root):
-        "What an earlier run stored in a cell that is not reached, or not for this machine, is no result of this one."
-        path = write_notebook(root / "nbs" / "20_stale.ipynb", "1/0", "never()", "#| gpu\nraise SystemError", "#| eval: false\n1")
-        book = nbformat.read(path, 4)
-        for cell in book.cells[1:]:
-            record = dict(name="old", backend="cuda", text="9 TB/s")
-            cell.outputs = [v4.new_output("display_data", {MEASUREMENT: record, "text/plain": "old"})]
-        nbformat.write(book, path)
-        done = flashmoe(root, "run", "20")
-        assert done.returncode == 1 and "ZeroDivisionError" in done.stdout and "9 TB/s" not in done.stdout
-        outputs = [cell.outputs for cell in nbformat.read(root / ".run" / "20_stale.ipynb", 4).cells[1:]]
-        assert [len(x) for x in outputs] == [1, 0, 0, 1] and outputs[0][0].output_type == "error"
+        last, failed = ([cell.outputs for cell in nbformat.read(root / ".run" / f"{name}.ipynb", 4).cells[1:]]
+                        for name in ("60_last", "20_fails"))
+        assert last[0][0].data["text/plain"] == "2" and last[1] == [] and len(last[2]) == 1
+        assert failed[0] == failed[2] == [] and failed[1][0].output_type == "error", "the copy shows how far it came"
+        assert "9 TB/s" not in done.stdout, "what an earlier run stored is no result of this one"
 
     def test_success_and_selection(self, root):
         write_notebook(root / "nbs" / "20_fails.ipynb", "1/0")
