@@ -6,6 +6,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 from browser.support import ROOT, SAMPLE
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -76,14 +77,17 @@ def test_saving_an_unchanged_notebook_changes_nothing():
 @pytest.mark.filterwarnings("ignore:Overriding existing pre_save_hook")
 def test_solutions_open_folded_and_are_saved_as_they_were(tmp_path):
     cells = [code("a", "x = 1"), code("b", "#| hide\nanswer()"), code("c", "#| hide_input\nplot()"), code("d", "#|hide\n1")]
-    book = notebook(*cells, {"cell_type": "markdown", "id": "m", "source": "#| hide", "metadata": {}})
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    book = notebook(*cells, {"cell_type": "markdown", "id": "m", "source": "#| hide", "metadata": {}}, kernelspec=kernel)
     (file := tmp_path / "a.ipynb").write_text(json.dumps(book))
     manager = folding.WorkbookContents(root_dir=str(tmp_path), pre_save_hook=saving.pre_save_hook)
     model = asyncio.run(manager.get("a.ipynb"))
     folded = [cell["id"] for cell in model["content"]["cells"] if cell["metadata"].get("jupyter", {}).get("source_hidden")]
     assert folded == ["b", "d"] and "source_hidden" not in file.read_text()
+    described = model["content"]["metadata"]
+    assert described["kernelspec"]["display_name"].endswith("(ipykernel)") and described["language_info"]["name"] == "python"
     asyncio.run(manager.save({"type": "notebook", "content": copy.deepcopy(model["content"])}, "a.ipynb"))
-    assert [cell["metadata"] for cell in json.loads(file.read_text())["cells"]] == [{}] * 5
+    assert nbformat.read(file, 4) == nbformat.from_dict(book), "as it was"
     assert asyncio.run(manager.get("", content=True))["type"] == "directory"
     assert asyncio.run(manager.get("a.ipynb", content=False))["content"] is None
 
