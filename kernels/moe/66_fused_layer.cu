@@ -33,7 +33,7 @@ __device__ uint4 pack(const float (&x)[8]) {
 }
 
 template <class Element, int TOP_K>  // 16 bytes of one token's output for each thread
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 6)  // six blocks an SM: what counts is how many rows are under way
     combine_kernel(const Element* rows, const int* inverse_idx,
                    const float* topk_weights,  // [num_tokens, top_k]; null: all 1
                    const Element* shared,      // [num_tokens, hidden]; null: no shared expert
