@@ -139,7 +139,8 @@ def test_gradients_reach_the_router(routing_options):
 
     fused_moe(tokens, pair, logits, routing_options=routing_options).double().sum().backward()
     quotient = (total(logits.detach() + 0.01 * direction) - total(logits.detach() - 0.01 * direction)) / 0.02
-    assert abs(quotient) > 1 and abs(float((logits.grad * direction).sum()) - quotient) < 0.01 * abs(quotient)
+    parts = logits.grad * direction
+    assert parts.any() and abs(float(parts.sum()) - quotient) < 0.01 * float(parts.abs().sum())
 
 
 @pytest.mark.gpu
