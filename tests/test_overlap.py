@@ -6,7 +6,7 @@ import torch
 from flashmoe_nb import cuda, emulator, reference
 from flashmoe_nb.attention import overlap as step
 
-CANDIDATES = [tile for tiles in step._CANDIDATES.values() for tile in tiles]
+CANDIDATES = list(dict.fromkeys(tile for tiles in step._CANDIDATES.values() for tile in tiles))
 
 
 def check(tile, batch, heads, heads_k, seqlen_q, seqlen_k, causal, **settings):
@@ -32,6 +32,24 @@ def test_one_block_takes_many_tiles(monkeypatch, tile, seqlen_q, seqlen_k):
     with cuda.emulation(schedule="random", seed=seqlen_q):
         check(tile, 1, 3, 3, seqlen_q, seqlen_k, True)
     step._known.clear()
+
+
+def test_it_does_not_matter_who_computes_a_row():
+    "Tiles that are flipped or not give the same bits: in one block one after the other, and all the other way round."
+    q, k, v = reference.attention_inputs(1, 3, 300, 64, seqlen_k=520, device="cpu")
+    header = cuda.read_source("common/hopper_tiles.cuh").text.split("\n", 2)[2]
+    rule, outs = "tile.flipped = behind * more > 0;", []
+    assert header.count(rule) == 1
+    for text in (header, header.replace(rule, "tile.flipped = behind * more <= 0;")):
+        cuda.register("common/hopper_tiles.cuh", text, key="flipped", label="flipped", start=True)
+        step._known.clear()
+        try:
+            with cuda.emulation(schedule="random", seed=len(outs)):
+                outs.append(step.with_tile(step.Tile(64, 4, 64, 4, 2), q, k, v, causal=True, return_lse=True))
+        finally:
+            cuda.unregister("common/hopper_tiles.cuh")
+            step._known.clear()
+    assert all(torch.equal(*pair) for pair in zip(*outs, strict=True))
 
 
 def test_a_late_lane_needs_the_warp_to_wait(monkeypatch):
@@ -73,9 +91,13 @@ def test_the_rule_names_a_candidate():
 
 
 def test_the_rule_counts_what_tiles_cover():
-    "576 queries are three tiles of 192, or four and a half of 128; 640 are five of 128."
-    assert step.choose_tile(128, 576, 576, False).block_m == 192
-    assert step.choose_tile(128, 640, 640, False).block_m == 128
+    "576 queries are three tiles of 192, or two and a quarter of 256; 512 are two of 256. A mask leaves few keys for the quarter."
+    assert step.choose_tile(64, 576, 576, False).block_m == 192
+    assert step.choose_tile(64, 512, 512, False).block_m == 256
+    tile = CANDIDATES[0]
+    assert step._covered(tile, 512, 512, False) == 512 * 512 and step._covered(tile, 512, 512, True) == 256 * (512 + 256)
+    whole, quarter = 256 * (576 + 320), 64 * (256 + 3 * 64) / 4
+    assert step._covered(tile, 576, 576, True) == whole + quarter
 
 
 def test_launch_for_the_operation():

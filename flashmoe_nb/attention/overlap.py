@@ -68,20 +68,26 @@ def choose_split(tiles: int, seqlen_k: int, tile: Tile, num_sms: int) -> Split:
     parts = tune.pick(times)
     return Split(tiles - tail if parts > 1 else tiles, parts)
 
-# %% ../../nbs/47_overlap.ipynb #0c690fde
+# %% ../../nbs/47_overlap.ipynb #13d12c88
 STEP = "attention/47_overlap.cu"
-_CANDIDATES = {64: (Tile(64, 4, 64, 4, 2), Tile(64, 3, 96, 4, 2), Tile(64, 3, 128, 4, 2)),
-               128: (Tile(128, 3, 64, 3, 2), Tile(128, 2, 128, 2, 2)),
-               256: (Tile(256, 2, 64, 2, 1, "RARE_RESCALING"),)}
+_CANDIDATES = {(64, False): (Tile(64, 4, 64, 8, 2), Tile(64, 3, 96, 6, 2), Tile(64, 3, 128, 4, 2)),
+               (64, True): (Tile(64, 4, 64, 8, 2), Tile(64, 3, 128, 4, 2)),
+               (128, False): (Tile(128, 3, 64, 3, 2), Tile(128, 3, 80, 3, 2)),
+               (128, True): (Tile(128, 3, 64, 3, 2),),
+               (256, False): (Tile(256, 2, 64, 2, 1, "RARE_RESCALING"),),
+               (256, True): (Tile(256, 2, 64, 2, 1, "RARE_RESCALING"),)}      # by padded head_dim and causal
 
 def candidates(head_dim: int, seqlen: int, causal: bool) -> tuple[Tile, ...]:
     "The tiles worth a try, in the order in which they are preferred where nothing was measured."
-    found = next(tiles for padded, tiles in _CANDIDATES.items() if head_dim <= padded)
-    return found[::-1] if head_dim <= 64 and seqlen > 4096 and not causal else found
+    found = next(tiles for (padded, masked), tiles in _CANDIDATES.items() if head_dim <= padded and masked == causal)
+    return found[::-1] if not causal and seqlen > (4096 if head_dim <= 64 else 768) else found
 
-def _covered(tile: Tile, seqlen_q: int, seqlen_k: int) -> float:
-    "How many scores the tiles of a head compute. Where a tile lacks queries, what it lacks counts half."
-    return (-(-seqlen_q // tile.block_m) * tile.block_m + seqlen_q) / 2 * -(-seqlen_k // tile.block_n) * tile.block_n
+def _covered(tile: Tile, seqlen_q: int, seqlen_k: int, causal: bool) -> float:
+    "How many scores the tiles of a head compute. Where a tile lacks queries, what it lacks counts a quarter."
+    ends = range(-(-seqlen_q // 64) * 64, 0, -tile.block_m)       # of the queries of each tile, from the last one on
+    seen = [max(0, min(seqlen_k, end + seqlen_k - seqlen_q)) if causal else seqlen_k for end in ends]
+    queries = [(tile.block_m + 3 * min(end, tile.block_m)) / 4 for end in ends]
+    return sum(m * -(-n // tile.block_n) * tile.block_n for m, n in zip(queries, seen, strict=True))
 
 def _unevenness(tile: Tile, seqlen_q: int, seqlen_k: int, heads: int, causal: bool, num_sms: int) -> float:
     "Time with rounds of tiles over time with fractions of them. Causal tiles differ in size and even out."
@@ -99,7 +105,7 @@ def choose_tile(head_dim: int, seqlen_q: int, seqlen_k: int, causal: bool, heads
     key, table = dict(head_dim=tiles[0].head_dim, causal=causal), tune.read_table(tune.current_architecture())
     row = tune.nearest([r for r in table if r["step"] == "overlap" and r["key"] == key], dict(seqlen=seqlen_k))
     def cost(tile, seqlen_q, seqlen_k, heads):
-        return _covered(tile, seqlen_q, seqlen_k) * _unevenness(tile, seqlen_q, seqlen_k, heads, causal, num_sms)
+        return _covered(tile, seqlen_q, seqlen_k, causal) * _unevenness(tile, seqlen_q, seqlen_k, heads, causal, num_sms)
     def time(tile):
         here = cost(tile, seqlen_q, seqlen_k, heads)
         if not row: return here
@@ -110,9 +116,8 @@ def choose_tile(head_dim: int, seqlen_q: int, seqlen_k: int, causal: bool, heads
 
 def instances() -> list[tuple[str, str]]:
     "Every `(file, instance)` this step can launch."
-    tiles = dict.fromkeys([*itertools.chain(*_CANDIDATES.values()), *(Tile(**stored) for stored in tune.choices("overlap"))])
-    kinds = ((False, False), (False, True), (True, False))      # causal, divided
-    return [(STEP, tile.instance(dtype, *kind)) for dtype in DTYPES for tile in tiles for kind in kinds]
+    return [(STEP, tile.instance(dtype, causal, divided)) for dtype in DTYPES for (_, causal), tiles in _CANDIDATES.items()
+            for tile in tiles for divided in ((False,) if causal else (False, True))]
 
 # %% ../../nbs/47_overlap.ipynb #686295f9
 @functools.cache
@@ -140,7 +145,7 @@ def _heads_per_group(problem: Problem, tile: Tile, num_sms: int) -> int:
     most = min(4096 // problem.head_dim, max(cached, even), problem.batch * problem.num_heads)
     return 1 << max(1, most).bit_length() - 1
 
-# %% ../../nbs/47_overlap.ipynb #6e179af4
+# %% ../../nbs/47_overlap.ipynb #c291ee06
 def _mappable(x: torch.Tensor) -> torch.Tensor:
     "`x` itself if a tensor map can describe it, else a contiguous copy. A map has no stride 0."
     return rows_of(x)[0] if all(x.stride()) else x.contiguous()
@@ -163,7 +168,7 @@ def _prepare(problem: Problem, q, k, v, out, lse, causal: bool, scale: float, ti
     divided = tiles - split.whole
     items = split.whole + divided * split.parts
     grid = min(num_sms, items) if OPTIMISATIONS.index(tile.up_to) >= OPTIMISATIONS.index("PERSISTENCE") else tiles
-    boxes = ((1, 1, rows, 64) for rows in (tile.block_m, tile.block_n, tile.block_n, 64))
+    boxes = ((1, 1, rows, 64) for rows in (64, tile.block_n, tile.block_n, 64))
     maps = (cuda.TensorMap(x, box, "128B") for x, box in zip((q, k, v, out), boxes, strict=True))
     floats = divided * split.parts * tile.block_m * (tile.head_dim + 8)
     counters = 1 + 4 * num_sms if divided else 1      # of a warpgroup of a divided tile each, of which there are fewer
@@ -242,7 +247,7 @@ def launch_overlap(problem: Problem, q, k, v, *, causal: bool = False, softmax_s
     if seqlen_dim == 2: return out
     return (out[0].transpose(1, 2), out[1]) if return_lse else out.transpose(1, 2)
 
-# %% ../../nbs/47_overlap.ipynb #af1a0cc5
+# %% ../../nbs/47_overlap.ipynb #7ccaa30c
 def _up_to(optimisation: str, q, k, v, *, causal: bool):
     "The step with its tile, whole, and the optimisations up to this one. `NotImplementedError` for one its tile does without."
     tile = candidates(q.shape[-1], k.shape[2], causal)[0]
@@ -250,13 +255,27 @@ def _up_to(optimisation: str, q, k, v, *, causal: bool):
         raise NotImplementedError(f"no registers or shared memory for {optimisation} at head_dim {q.shape[-1]}")
     return with_tile(tile._replace(up_to=optimisation), q, k, v, causal=causal, divide=False)
 
-def _last_rung(divide: bool, q, k, v, *, causal: bool):
-    return with_tile(choose_tile(q.shape[-1], q.shape[2], k.shape[2], causal, q.shape[0] * q.shape[1]), q, k, v, causal=causal,
-                     divide=divide)
+_UNEVEN = {"FROM_FIRST": ("C::MASK == Mask::CAUSAL ? m_blocks * C::BLOCK_M - (p.seqlen_q + 63) / 64 * 64 : 0", "0"),
+           "STRAIGHT": ("behind * more > 0", "0")}
+
+@functools.cache
+def _uneven_source(what: str) -> str:
+    "Register the kernel with tiles cut from the first query on, or without flipped ones, and say under which path."
+    header, (old, new), name = "common/hopper_tiles.cuh", _UNEVEN[what], f"scratch/47_{what.lower()}"
+    text = cuda.read_source(header).text.split("\n", 2)[2]
+    kernel = cuda.read_source(STEP).text.split("\n", 2)[2]
+    assert text.count(old) == kernel.count(header) == 1
+    for path, source in ((name + ".cuh", text.replace(old, new)), (name + ".cu", kernel.replace(header, name + ".cuh"))):
+        cuda.register(path, source, key=path, label=path, start=True, architectures=("sm_90a",))
+    return name + ".cu"
+
+def _last_rung(q, k, v, *, causal: bool, **settings):
+    tile = choose_tile(q.shape[-1], q.shape[2], k.shape[2], causal, q.shape[0] * q.shape[1])
+    return with_tile(tile, q, k, v, causal=causal, **settings)
 
 def bench_ablation(quick: bool = False) -> list[dict]:
-    """Time every rung of the ladder, what was tried beside it, and at lengths between those of the table the last round
-    whole and divided: rows of `overlap_ablation.json`, `impl` the optimisation."""
+    """Time every rung of the ladder and what was tried beside it; at lengths between those of the table the last round whole
+    and divided; at short ones uneven tiles cut and handed out in other ways: rows of `overlap_ablation.json`."""
     from flashmoe_nb import bench
     lengths = (512, 4096) if quick else (512, 1024, 4096, 16384)
     shapes = [bench.AttentionShape(16384 // s, 2048 // d, s, d, causal)
@@ -266,10 +285,13 @@ def bench_ablation(quick: bool = False) -> list[dict]:
     bench.precompile([(STEP, instance) for instance in set(rungs)])
     steps = {name: functools.partial(_up_to, name) for name in OPTIMISATIONS} | {"POLYNOMIAL": _with_polynomial}
     settings = dict(samples=7 if quick else 15, peers=False)
-    tails = [bench.AttentionShape(16384 // s, 2048 // d, s, d, False) for d in (64, 128, 256) for s in (2560, 5632, 8704, 12800)]
-    ends = {"WHOLE": functools.partial(_last_rung, False), "DIVIDED": functools.partial(_last_rung, True)}
-    tails = tails[::6] if quick else tails
-    return bench.bench_attention(steps, shapes, **settings) + bench.bench_attention(ends, tails, **settings)
+    rounds = [bench.AttentionShape(16384 // s, 2048 // d, s, d, False) for d in (64, 128, 256) for s in (2560, 5632, 8704, 12800)]
+    ends = {"WHOLE": functools.partial(_last_rung, divide=False), "DIVIDED": _last_rung}
+    uneven = [bench.AttentionShape(16384 // s, 2048 // d, s, d, causal) for d in (64, 128) for causal in (False, True)
+              for s in (512, 832, 1024, 1088)]
+    orders = {name: functools.partial(_last_rung, source=_uneven_source(name)) for name in _UNEVEN} | {"EVEN": _last_rung}
+    parts = ((steps, shapes), (ends, rounds[::6] if quick else rounds), (orders, uneven[::8] if quick else uneven))
+    return [row for run, at in parts for row in bench.bench_attention(run, at, **settings)]
 
 # %% ../../nbs/47_overlap.ipynb #ae4e4753
 _POLYNOMIAL = """

@@ -62,20 +62,22 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
     Slot<C::Q_STAGES> q;
     Slot<C::STAGES> k, v;
     const int num_items = ::num_items<C>(p);
+    int behind = 0;
     auto announce = [&](const Tile& tile) {
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase ^ 1);  // every consumer has read whose queries these were
         ptx::mbar_wait(&smem.q.empty[q.stage], q.phase ^ 1);   // and the output has left
         smem.tile[q.stage] = tile;
     };
     for (int index = blockIdx.x; index < num_items;) {
-        const Tile tile = item_at<C>(index, p, C::has(ORDER));
+        Tile tile = item_at<C>(index, p, C::has(ORDER));
+        if (tile.part < 0) flip<C>(tile, behind, p);  // parts have places in memory by warpgroups
         const int head_k = tile.head / (p.num_heads / p.num_heads_k);
         auto load_k = [&](int n) { smem.k.load(k, map_k, tile.first_key + n * C::BLOCK_N, head_k, tile.batch), k.next(); };
         auto load_v = [&](int n) { smem.v.load(v, map_v, tile.first_key + n * C::BLOCK_N, head_k, tile.batch), v.next(); };
         int n = (tile.num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
         if (C::Q_STAGES == 1 && n >= 0) load_k(n);  // there is a free slot for keys before there is one for queries
         announce(tile);
-        smem.q.load(q, map_q, tile.m_start, tile.head, tile.batch), q.next();
+        load_queries<C>(smem.q, q, map_q, tile), q.next();
         if (C::Q_STAGES > 1 && n >= 0) load_k(n);
         for (; n > 0; --n) {
             load_k(n - 1);
@@ -84,7 +86,7 @@ __device__ inline void produce(SharedStorage<C>& smem, const CUtensorMap* map_q,
         index = C::has(PERSISTENCE) ? gridDim.x + atomicInc(g_next_tile, num_items - 1) : num_items;
         if (n == 0) load_v(0);
     }
-    announce({-1, 0, 0, 0});
+    announce({0, 0, 0, -1});
     ptx::mbar_arrive(&smem.q.full[q.stage]);
 }
 
@@ -93,13 +95,14 @@ __device__ inline void store(SharedStorage<C>& smem, const CUtensorMap* map_out)
     for (Slot<C::Q_STAGES> q;; q.next()) {
         const typename C::QTile& s_out = smem.q.wait(q);
         const Tile tile = smem.tile[q.stage];
-        if (tile.m_start < 0) return;
+        if (tile.num_keys < 0) return;
         ptx::mbar_wait(&smem.out_full[q.stage], q.phase);
         for (int i = 0; i < C::WARPGROUPS; ++i) {
             if (tile.part >= 0 && !smem.is_complete[q.stage][i]) continue;
+            if (first_row_of<C>(tile, i) < 0) continue;  // before the first query: unlike the end, nobody cuts it off
             #pragma unroll
             for (int column = 0; column < C::HEAD_DIM; column += C::QTile::PANEL)
-                ptx::tma_store<4>(map_out, {column, tile.m_start + 64 * i, tile.head, tile.batch},
+                ptx::tma_store<4>(map_out, {column, first_row_of<C>(tile, i), tile.head, tile.batch},
                                   s_out.elements + column * C::BLOCK_M + 64 * i * C::QTile::PANEL);
         }
         ptx::tma_commit();
@@ -120,7 +123,7 @@ struct Consumer {
     Slot<C::STAGES> k, v;
     RowState<C> r;
     float rescale[2], inverse[2];             // what a new maximum asks of the output; 1 / sums of the tile that ends
-    int parity = 0, ended = 0, m_start = -1, num_keys = 0;  // slot of the tile that ends; of the present one
+    int parity = 0, ended = 0, first_row = 0, num_keys = 0;  // slot of the tile that ends; of the present one
 
     __device__ __forceinline__ Consumer(SharedStorage<C>& smem, const Problem& p, float* g_lse, const Parts& parts, float scale)
         : smem(smem), p(p), g_lse(g_lse), parts(parts), scale(scale), warpgroup(uniform(threadIdx.x / 128) - 1),
@@ -128,7 +131,7 @@ struct Consumer {
 
     __device__ __forceinline__ void mask(int n) {
         const int n_start = n * C::BLOCK_N, keys = (C::DIVIDES ? num_keys : p.seqlen_k) - n_start;
-        const int first = m_start + 64 * warpgroup + p.seqlen_k - p.seqlen_q;  // the last key that the first row sees
+        const int first = first_row + p.seqlen_k - p.seqlen_q;  // the last key that the first row sees
         if (C::has(PEELING) && C::MASK == Mask::NONE && keys >= C::BLOCK_N) return;
         mask_scores<C>(r, C::MASK == Mask::CAUSAL ? first + 1 - n_start : C::BLOCK_N, keys);
     }
@@ -180,17 +183,6 @@ struct Consumer {
         return grew;
     }
 
-    __device__ __forceinline__ void rescale_out() {
-        #pragma unroll
-        for (int i = 0; i < C::HEAD_DIM / 2; ++i) r.out[i] *= rescale[i / 2 % 2];
-    }
-
-    __device__ __forceinline__ void round_weights() {
-        #pragma unroll
-        for (int i = 0; i < C::BLOCK_N / 4; ++i)
-            r.weights[i] = ptx::pack<typename C::Element>(r.scores[2 * i], r.scores[2 * i + 1]);
-    }
-
     // Returns false, in all threads of the warpgroup, if the scores are lost and have to be computed again.
     __device__ __forceinline__ bool softmax_optimistic() {
         float sum[2];
@@ -235,22 +227,14 @@ struct Consumer {
         ptx::wgmma_wait<0>(r.out, r.weights);
         smem.v.release(v), v.next();
         if (MASKED && is_first) write_out();
-        else if (grew) rescale_out();
-        round_weights();
-    }
-
-    // Read by lane 0 for all: it is lane 0 whose arrival lets the producer overwrite it.
-    __device__ __forceinline__ Tile tile_in(int slot) {
-        Tile tile = {};
-        if (lane == 0) tile = smem.tile[slot];
-        return {uniform(tile.m_start), uniform(tile.head), uniform(tile.batch), uniform(tile.num_keys), 0,
-                C::DIVIDES ? uniform(tile.part) : -1};
+        else if (grew) rescale_out(r, rescale);
+        round_weights(r);
     }
 
     // The sums of the tile that ends are complete; those of the next one begin. If it is a part, it is left for others, and
     // the warpgroup that comes last joins them: only its rows in the slot are those of the output.
     __device__ __forceinline__ void close_rows() {
-        const Tile tile = tile_in(ended);
+        const Tile tile = read_tile<C>(smem.tile[ended]);
         float log2_sum[2];
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -265,8 +249,8 @@ struct Consumer {
         }
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int m = tile.m_start + 64 * warpgroup + 16 * warp + lane / 4 + 8 * h;
-            if (g_lse && lane % 4 == 0 && m < p.seqlen_q)
+            const int m = first_row_of<C>(tile, warpgroup) + 16 * warp + lane / 4 + 8 * h;
+            if (g_lse && lane % 4 == 0 && m >= 0 && m < p.seqlen_q)
                 g_lse[(long long)(tile.batch * p.num_heads + tile.head) * p.seqlen_q + m] = log2_sum[h] * LN_2;
         }
     }
@@ -299,7 +283,7 @@ struct Consumer {
         softmax_exact<false>();
         smem.k.release(k), k.next();
         if (n > 0) smem.k.wait(k);
-        round_weights();
+        round_weights(r);
     }
 
     __device__ __forceinline__ void end(bool product_is_missing) {
@@ -317,10 +301,10 @@ struct Consumer {
     __device__ __forceinline__ void run() {
         while (true) {
             smem.q.wait(q);
-            const Tile tile = tile_in(q.stage);
-            if (tile.m_start < 0) return;
-            m_start = tile.m_start, num_keys = tile.num_keys;
-            const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
+            const Tile tile = read_tile<C>(smem.tile[q.stage]);
+            if (tile.num_keys < 0) return;
+            first_row = first_row_of<C>(tile, warpgroup), num_keys = tile.num_keys;
+            const Work work = work_of<C>(num_keys, first_row, C::has(PEELING), p);
             for (int i = 0; i < work.skipped; ++i) {
                 skip(1, smem.k, k);
                 skip(1, smem.v, v);
@@ -341,17 +325,17 @@ struct Consumer {
         bool is_open = false, product_is_missing = false;  // a tile whose output has not been written; what it lacks
         for (;; q.next()) {
             smem.q.wait(q);
-            const Tile tile = tile_in(q.stage);
-            m_start = tile.m_start;
-            const Work work = work_of<C>(tile.num_keys, m_start + 64 * warpgroup, C::has(PEELING), p);
-            bool joins = m_start >= 0 && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
+            const Tile tile = read_tile<C>(smem.tile[q.stage]);
+            first_row = first_row_of<C>(tile, warpgroup);
+            const Work work = work_of<C>(tile.num_keys, first_row, C::has(PEELING), p);
+            bool joins = tile.num_keys >= 0 && product_is_missing && work.last >= 0 && work.skipped <= C::STAGES;
             int n = work.last;
             if (joins) {
                 skip(work.skipped, smem.k, k);
                 smem.k.wait(k);
             } else {
                 if (is_open) end(product_is_missing);
-                if (m_start < 0) return;
+                if (tile.num_keys < 0) return;
                 for (int i = 0; i < work.skipped; ++i) {
                     skip(1, smem.k, k);
                     skip(1, smem.v, v);

@@ -15,9 +15,10 @@ struct Problem {
 };
 
 // BLOCK_M queries of one head, and how many keys, from first_key on, the last of them sees. `part` counts the parts of
-// all divided tiles; of a tile that is whole it is -1. m_start -1 means: no more tiles.
+// all divided tiles; of a tile that is whole it is -1. If it is flipped, the first warpgroup has its last queries. The first
+// tile of a head may begin before its first query. num_keys -1 means: no more tiles.
 struct Tile {
-    int m_start, head, batch, num_keys, first_key = 0, part = -1;
+    int m_start, head, batch, num_keys, first_key = 0, part = -1, flipped = 0;
 };
 
 template <class C>
@@ -30,7 +31,8 @@ __device__ inline int visible_keys(int m, const Problem& p) {
 }
 
 // The order: head after head. With a causal mask heads come in groups, the tiles of a group from its last queries to its
-// first, and a group that is not full is the first of all.
+// first, and a group that is not full is the first of all. What a head's tiles have too many, in 64 queries, then stands
+// before its first query, where a tile sees few keys.
 template <class C>
 __device__ inline Tile tile_at(int index, const Problem& p, bool longest_first) {
     const bool in_groups = C::MASK == Mask::CAUSAL && longest_first;
@@ -38,7 +40,8 @@ __device__ inline Tile tile_at(int index, const Problem& p, bool longest_first) 
     const int left = heads % group, after = index / m_blocks - left;  // heads of the small group, and beyond it
     const int first = after < 0 ? 0 : left + after / group * group, size = after < 0 ? left : group;
     const int rest = index - first * m_blocks, head = first + rest % size;
-    const int m_start = (in_groups ? m_blocks - 1 - rest / size : rest / size) * C::BLOCK_M;
+    const int before = C::MASK == Mask::CAUSAL ? m_blocks * C::BLOCK_M - (p.seqlen_q + 63) / 64 * 64 : 0;
+    const int m_start = (in_groups ? m_blocks - 1 - rest / size : rest / size) * C::BLOCK_M - before;
     const int last = min(m_start + C::BLOCK_M, p.seqlen_q) - 1;
     return {m_start, head % p.num_heads, head / p.num_heads, max(0, visible_keys<C>(last, p))};
 }
@@ -69,9 +72,24 @@ struct Work {
 
 template <class C>
 __device__ inline Work work_of(int num_keys, int first_row, bool peel, const Problem& p) {
-    const int seen = first_row < p.seqlen_q ? max(0, min(num_keys, visible_keys<C>(first_row + 63, p))) : 0;
+    const int seen = 0 <= first_row && first_row < p.seqlen_q ? max(0, min(num_keys, visible_keys<C>(first_row + 63, p))) : 0;
     const int last = (seen + C::BLOCK_N - 1) / C::BLOCK_N - 1, last_of_tile = (num_keys + C::BLOCK_N - 1) / C::BLOCK_N - 1;
     return {last, last_of_tile - last, peel ? max(0, min(num_keys, visible_keys<C>(first_row, p))) / C::BLOCK_N : 0};
+}
+
+template <class C>
+__device__ __forceinline__ int first_row_of(const Tile& tile, int warpgroup) {
+    return tile.m_start + 64 * (tile.flipped ? C::WARPGROUPS - 1 - warpgroup : warpgroup);
+}
+
+// Flip a tile if that brings the first and the last warpgroup together. `behind` says by how many blocks the last one is
+// behind the first; it cannot be by more than there are slots, then the other waits.
+template <class C>
+__device__ inline void flip(Tile& tile, int& behind, const Problem& p) {
+    const int more = work_of<C>(tile.num_keys, tile.m_start + C::BLOCK_M - 64, true, p).last -
+                     work_of<C>(tile.num_keys, tile.m_start, true, p).last;
+    tile.flipped = behind * more > 0;
+    behind = max(-C::STAGES, min(C::STAGES, behind + (tile.flipped ? -more : more)));
 }
 
 // Pass slots without reading them, as every consumer must: a slot is free when all warps have released it.
@@ -85,6 +103,40 @@ __device__ __forceinline__ void skip(int count, Ring& ring, Slot& slot) {
 
 // The value of one lane, which tells the compiler that it is the same in all of them.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
+
+// The tile whose queries are in a slot. Read by lane 0 for all: it is lane 0 whose arrival lets the producer overwrite it.
+template <class C>
+__device__ __forceinline__ Tile read_tile(const Tile& s_tile) {
+    Tile tile = {};
+    if (threadIdx.x % 32 == 0) tile = s_tile;
+    return {uniform(tile.m_start), uniform(tile.head), uniform(tile.batch), uniform(tile.num_keys), 0,
+            C::DIVIDES ? uniform(tile.part) : -1, uniform(tile.flipped)};
+}
+
+// Start loading the queries of a tile, the 64 of each warpgroup to its place. The slot is free.
+template <class C, class Ring, class Slot>
+__device__ __forceinline__ void load_queries(Ring& ring, const Slot& slot, const CUtensorMap* map_q, const Tile& tile) {
+    ptx::mbar_arrive_expect_tx(&ring.full[slot.stage], sizeof(typename C::QTile));
+    for (int i = 0; i < C::WARPGROUPS; ++i)
+        #pragma unroll
+        for (int column = 0; column < C::HEAD_DIM; column += C::QTile::PANEL)
+            ptx::tma_load<4>(ring.tiles[slot.stage].elements + column * C::BLOCK_M + 64 * i * C::QTile::PANEL, map_q,
+                             &ring.full[slot.stage], {column, first_row_of<C>(tile, i), tile.head, tile.batch});
+}
+
+template <class C>
+__device__ __forceinline__ void rescale_out(RowState<C>& r, const float (&factor)[2]) {
+    #pragma unroll
+    for (int i = 0; i < C::HEAD_DIM / 2; ++i) r.out[i] *= factor[i / 2 % 2];
+}
+
+// The operand of the second product.
+template <class C>
+__device__ __forceinline__ void round_weights(RowState<C>& r) {
+    #pragma unroll
+    for (int i = 0; i < C::BLOCK_N / 4; ++i)
+        r.weights[i] = ptx::pack<typename C::Element>(r.scores[2 * i], r.scores[2 * i + 1]);
+}
 
 // What the warpgroups leave of the parts of divided tiles, and how many of a tile's have come. In memory, because they
 // are computed by different blocks.
