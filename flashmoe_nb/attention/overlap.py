@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMISATIONS', 'STEP', 'Tile', 'Split', 'choose_split', 'candidates', 'choose_tile', 'instances', 'Launch',
-           'with_tile', 'overlap', 'launch_overlap', 'bench_ablation']
+           'with_tile', 'overlap', 'bench_ablation']
 
-# %% ../../nbs/47_overlap.ipynb #0a10eabf
+# %% ../../nbs/47_overlap.ipynb #14d6e292
 import functools
 import itertools
 import math
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .. import cuda, tune
-from .problem import DTYPES, Problem, check_qkv, new_outputs, rows_of, scale_log2
+from .problem import DTYPES, Problem, check_qkv, new_outputs, new_rows, rows_of, scale_log2
 
 # %% ../../nbs/47_overlap.ipynb #03956f70
 OPTIMISATIONS = ("PLAIN", "OVERLAP", "PEELING", "PERSISTENCE", "ORDER", "RARE_RESCALING", "OPTIMISTIC_MAXIMUM", "EARLY_START")
@@ -145,10 +145,10 @@ def _heads_per_group(problem: Problem, tile: Tile, num_sms: int) -> int:
     most = min(4096 // problem.head_dim, max(cached, even), problem.batch * problem.num_heads)
     return 1 << max(1, most).bit_length() - 1
 
-# %% ../../nbs/47_overlap.ipynb #c291ee06
+# %% ../../nbs/47_overlap.ipynb #d37aaf40
 def _mappable(x: torch.Tensor) -> torch.Tensor:
-    "`x` itself if a tensor map can describe it, else a contiguous copy. A map has no stride 0."
-    return rows_of(x)[0] if all(x.stride()) else x.contiguous()
+    "`x` itself if a tensor map can describe it, else a dense copy: a map has no stride 0."
+    return rows_of(x)[0] if all(x.stride()) else new_rows(x).copy_(x)
 
 class Launch(NamedTuple):
     "A kept launch, and what it needs beside tensors: memory for parts of tiles, counters."
@@ -202,14 +202,14 @@ def _prepare_call(problem, q, k, v, causal: bool, softmax_scale, tile: Tile | No
         _known[key] = problem, launch
     return launch, (q, k, v)
 
-# %% ../../nbs/47_overlap.ipynb #758a4f0c
+# %% ../../nbs/47_overlap.ipynb #23823964
 def _attend(q, k, v, causal: bool, softmax_scale: float | None, return_lse: bool, tile: Tile | None = None, divide: bool = True,
-            source: str = STEP, problem: Problem | None = None):
+            source: str = STEP):
     try: known = _known.get(_key(q, k, v, causal, softmax_scale, tile, divide, source))
     except (AttributeError, TypeError): known = None      # the checks say what is wrong
     if known: problem, launch = known
     else:
-        problem = problem or check_qkv(q, k, v)
+        problem = check_qkv(q, k, v)
         launch, (q, k, v) = _prepare_call(problem, q, k, v, causal, softmax_scale, tile, divide, source)
     out, lse = new_outputs(q, problem, return_lse)
     if launch:
@@ -224,7 +224,7 @@ def with_tile(tile: Tile, q, k, v, *, causal: bool = False, softmax_scale: float
     "`overlap` by this tile and this file of `kernels/`; `divide=False`: all tiles whole. Raises what `overlap` raises."
     return _attend(q, k, v, causal, softmax_scale, return_lse, tile, divide, source)
 
-# %% ../../nbs/47_overlap.ipynb #59e14397
+# %% ../../nbs/47_overlap.ipynb #2dc22c40
 def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None, return_lse: bool = False):
     """Exact attention on the tensor cores of Hopper.
 
@@ -237,15 +237,6 @@ def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None
     Raises `TypeError` or `ValueError` before anything runs, `NotImplementedError` for a chip that is not Hopper.
     Source: Shah et al. 2024, sections 3.1 and 3.2."""
     return _attend(q, k, v, causal, softmax_scale, return_lse)
-
-def launch_overlap(problem: Problem, q, k, v, *, causal: bool = False, softmax_scale: float | None = None,
-                   return_lse: bool = False, seqlen_dim: int = 2):
-    """`overlap` for a caller whose checks gave `problem`. With `seqlen_dim=1` q, k, v and out are
-    `[batch, seqlen, num_heads, head_dim]`; lse is `[batch, num_heads, seqlen_q]` in any case."""
-    if seqlen_dim == 1: q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    out = _attend(q, k, v, causal, softmax_scale, return_lse, problem=problem)
-    if seqlen_dim == 2: return out
-    return (out[0].transpose(1, 2), out[1]) if return_lse else out.transpose(1, 2)
 
 # %% ../../nbs/47_overlap.ipynb #7ccaa30c
 def _up_to(optimisation: str, q, k, v, *, causal: bool):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STEP', 'TmaTile', 'choose_tile', 'mappable', 'map_tile', 'launch_tma', 'instance', 'tma', 'instances']
 
-# %% ../../nbs/42_tma.ipynb #c1111038
+# %% ../../nbs/42_tma.ipynb #e603bcc1
 import functools
 from typing import NamedTuple
 
 import torch
 
 from .. import cuda
-from .problem import DTYPES, check_qkv, new_outputs, rows_of, scale_log2
+from .problem import DTYPES, check_qkv, new_outputs, new_rows, rows_of, scale_log2
 
 # %% ../../nbs/42_tma.ipynb #67a3c174
 class TmaTile(NamedTuple):
@@ -33,10 +33,10 @@ def choose_tile(head_dim: int) -> TmaTile:
     tiles = (TmaTile(128, 80, 64, 2), TmaTile(128, 48, 128, 2), TmaTile(64, 64, 256, 2))
     return next(tile for tile in tiles if head_dim <= tile.head_dim)
 
-# %% ../../nbs/42_tma.ipynb #a9c3e506
+# %% ../../nbs/42_tma.ipynb #2bc9664c
 def mappable(x: torch.Tensor) -> torch.Tensor:
-    "`x` itself if a tensor map can describe it, else a contiguous copy."
-    return rows_of(x)[0] if all(x.stride()) else x.contiguous()
+    "`x` itself if a tensor map can describe it, else a dense copy: a map has no stride 0."
+    return rows_of(x)[0] if all(x.stride()) else new_rows(x).copy_(x)
 
 def map_tile(x: torch.Tensor, rows: int) -> cuda.TensorMap:
     "The map by which TMA copies a panel of `rows` rows of `x` `[batch, num_heads, seqlen, head_dim]`."

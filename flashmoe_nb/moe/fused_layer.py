@@ -225,12 +225,13 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     dropped = _launch_layer(*arguments, plan, **options)
     return (out, dropped) if return_dropped else out
 
-# %% ../../nbs/66_fused_layer.ipynb #472304a8
+# %% ../../nbs/66_fused_layer.ipynb #47b86db8
 def check_layer(tokens, expert_weights, routing_weights):
     "The two weights of a layer, if they are two and the logits' shape fits. Raises `TypeError` or `ValueError`."
     if not (isinstance(expert_weights, tuple | list) and len(expert_weights) == 2):
         raise TypeError("expert_weights must be a pair (w_gate_up, w_down)")
-    if all(isinstance(x, torch.Tensor) for x in (tokens, expert_weights[1], routing_weights)):
+    tensors = all(isinstance(x, torch.Tensor) for x in (tokens, expert_weights[1], routing_weights))
+    if tensors and tokens.dim() == 2:      # other tokens are refused below, by what is wrong with them
         shape = [len(tokens), len(expert_weights[1])]
         _need(list(routing_weights.shape) == shape,
               f"routing_weights must be [num_tokens, num_experts] = {shape}, got {list(routing_weights.shape)}")
