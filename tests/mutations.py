@@ -348,12 +348,6 @@ SURVIVORS = [
     ),
     (
         "64_grouped_gemm.cu",
-        "wgmma_fence(acc[0], acc[1])",
-        "",
-        "the fence in the loop suffices for the chip; this one names the registers to the compiler",
-    ),
-    (
-        "64_grouped_gemm.cu",
         "wgmma_fence();",
         "",
         "between products that add to the same registers no fence is needed, and the first one has one before the loop",
