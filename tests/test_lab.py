@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import nbformat
@@ -74,6 +75,12 @@ def test_saving_an_unchanged_notebook_changes_nothing():
     assert edited == stored
 
 
+def done(coroutine):
+    "Its result, in a thread: a browser's test may have left an event loop running in this one."
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 @pytest.mark.filterwarnings("ignore:Overriding existing pre_save_hook")
 def test_solutions_open_folded_and_are_saved_as_they_were(tmp_path):
     cells = [code("a", "x = 1"), code("b", "#| hide\nanswer()"), code("c", "#| hide_input\nplot()"), code("d", "#|hide\n1")]
@@ -81,15 +88,15 @@ def test_solutions_open_folded_and_are_saved_as_they_were(tmp_path):
     book = notebook(*cells, {"cell_type": "markdown", "id": "m", "source": "#| hide", "metadata": {}}, kernelspec=kernel)
     (file := tmp_path / "a.ipynb").write_text(json.dumps(book))
     manager = folding.WorkbookContents(root_dir=str(tmp_path), pre_save_hook=saving.pre_save_hook)
-    model = asyncio.run(manager.get("a.ipynb"))
+    model = done(manager.get("a.ipynb"))
     folded = [cell["id"] for cell in model["content"]["cells"] if cell["metadata"].get("jupyter", {}).get("source_hidden")]
     assert folded == ["b", "d"] and "source_hidden" not in file.read_text()
     described = model["content"]["metadata"]
     assert described["kernelspec"]["display_name"].endswith("(ipykernel)") and described["language_info"]["name"] == "python"
-    asyncio.run(manager.save({"type": "notebook", "content": copy.deepcopy(model["content"])}, "a.ipynb"))
+    done(manager.save({"type": "notebook", "content": copy.deepcopy(model["content"])}, "a.ipynb"))
     assert nbformat.read(file, 4) == nbformat.from_dict(book), "as it was"
-    assert asyncio.run(manager.get("", content=True))["type"] == "directory"
-    assert asyncio.run(manager.get("a.ipynb", content=False))["content"] is None
+    assert done(manager.get("", content=True))["type"] == "directory"
+    assert done(manager.get("a.ipynb", content=False))["content"] is None
 
 
 def test_the_hook_reads_the_file_that_is_about_to_be_replaced(tmp_path):
