@@ -134,30 +134,18 @@ def _experts_dispatched(run, *arguments):
 for _key, _run in dict(CUDA=fused_layer.fused_experts, CPU=_experts_cpu, Meta=_experts_meta).items():
     _library.impl("experts_forward", functools.partial(_experts_dispatched, _run), _key)
 
-# %% ../nbs/78_ops.ipynb #dcae7a67
-def _route_cpu(logits, top_k, renormalize, scoring, bias=None, n_group=1, topk_group=1, group_best=2, scaling=1.0):
-    scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
-    by_logit = bias is None and n_group == 1
-    keys = (logits.float() if by_logit else scores if bias is None else scores + bias).detach()
-    keys = keys.masked_fill(keys.isnan(), -torch.inf)
-    size = keys.shape[1] // n_group
-    best = keys.unflatten(1, (n_group, size)).topk(min(group_best, size)).values.sum(-1)
-    chosen = best.sort(descending=True, stable=True).indices[:, :topk_group]
-    closed = torch.ones_like(best).scatter(1, chosen, 0).repeat_interleave(size, 1)
-    order = keys.sort(descending=True, stable=True).indices
-    ids = order.gather(1, closed.gather(1, order).sort(stable=True).indices)[:, :top_k]
-    weights = scores.gather(1, ids)
-    return (weights / weights.sum(-1, keepdim=True) if renormalize else weights) * scaling, ids.int()
+# %% ../nbs/78_ops.ipynb #855d77ea
+_ROUTING = ("renormalize", "scoring", "bias", "n_group", "topk_group", "group_best", "scaling")
+_route_cpu = functools.partial(reference.route, dtype=torch.float32)
 
-def _route_cuda(logits, top_k, renormalize, scoring, bias, n_group, topk_group, group_best, scaling):
-    return routing(logits, top_k, renormalize=renormalize, scoring=scoring, bias=bias, n_group=n_group, topk_group=topk_group,
-                   group_best=group_best, scaling=scaling)
+def _route_dispatched(run, logits, top_k, *how): return run(logits, top_k, **dict(zip(_ROUTING, how, strict=True)))
 
-def _route_meta(logits, top_k, *_):
+def _route_meta(logits, top_k, **_):
     size = len(logits), top_k
     return logits.new_empty(size, dtype=torch.float32), logits.new_empty(size, dtype=torch.int32)
 
-for _key, _run in dict(CUDA=_route_cuda, CPU=_route_cpu, Meta=_route_meta).items(): _library.impl("route", _run, _key)
+for _key, _run in dict(CUDA=routing, CPU=_route_cpu, Meta=_route_meta).items():
+    _library.impl("route", functools.partial(_route_dispatched, _run), _key)
 
 # %% ../nbs/78_ops.ipynb #e7dda8ec
 def _wants_gradient(x) -> bool:
@@ -212,18 +200,18 @@ def fused_experts(tokens, w_gate_up, w_down, topk_weights, topk_ids, *, b_gate_u
     _refuse_gradients(*arguments, b_gate_up, b_down, shared)
     return fused_layer.fused_experts(*arguments, **options, return_dropped=return_dropped)
 
-# %% ../nbs/78_ops.ipynb #acfd3c62
+# %% ../nbs/78_ops.ipynb #58ff627e
 def _moe(tokens, expert_weights, logits, top_k, settings, more, options):
     w_gate_up, w_down = fused_layer.check_layer(tokens, expert_weights, logits) if _check_eager(tokens) else expert_weights
     if _check_eager(tokens):
         check_logits(logits, top_k, settings["scoring"])
         check_bias(more["bias"], logits)
         check_groups(logits.shape[1], top_k, more["n_group"], more["topk_group"], more["group_best"])
-    how = top_k, settings["renormalize"], settings["scoring"], *more.values()
-    if _on_cpu(logits): chosen = _route_cpu(logits, *how)
+    how = settings | more
+    if _on_cpu(logits): chosen = _route_cpu(logits, top_k, **how)
     else:
         _refuse_gradients(logits)
-        chosen = torch.ops.flashmoe_nb.route(logits, *how)
+        chosen = torch.ops.flashmoe_nb.route(logits, top_k, *[how[name] for name in _ROUTING])
     return fused_experts(tokens, w_gate_up, w_down, *chosen, **options)
 
 def fused_moe(tokens, expert_weights, routing_weights, top_k: int = 2, *, renormalize: bool = True, scoring: str = "softmax",

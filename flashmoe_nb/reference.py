@@ -280,25 +280,37 @@ def attention_inputs(batch: int, num_heads: int, seqlen_q: int, head_dim: int, *
     key_shape = (batch, num_heads_k or num_heads, seqlen_q if seqlen_k is None else seqlen_k, head_dim)
     return _draw([(batch, num_heads, seqlen_q, head_dim), key_shape, key_shape], dtype, device, seed, integers)
 
-# %% ../nbs/02_reference.ipynb #c9d880e2
-def route(logits: Tensor, top_k: int, *, scoring: str = "softmax", renormalize: bool = True,
+# %% ../nbs/02_reference.ipynb #5b458639
+def _closed(keys: Tensor, n_group: int, topk_group: int, group_best: int) -> Tensor:
+    "1 for each expert whose group is not among the best, else 0; a group's score is the sum of its `group_best` best keys."
+    size = keys.shape[1] // n_group
+    score = keys.unflatten(1, (n_group, size)).topk(min(group_best, size)).values.sum(-1)
+    best = score.sort(descending=True, stable=True).indices[:, :topk_group]
+    return torch.ones_like(score).scatter(1, best, 0).repeat_interleave(size, 1)
+
+def route(logits: Tensor, top_k: int, *, scoring: str = "softmax", renormalize: bool = True, bias: Tensor | None = None,
+          n_group: int = 1, topk_group: int = 1, group_best: int = 2, scaling: float = 1.0,
           dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Choose experts: logits `[num_tokens, num_experts]` → topk_weights in `dtype`, topk_ids in int32.
 
     Both are `[num_tokens, top_k]`. Experts are listed from the largest logit down, the lower id first where logits
     are equal; NaN ranks with -inf. `scoring` is "softmax" (over all experts) or "sigmoid"; `renormalize` divides by the
-    sum over the chosen experts. Raises `ValueError` for another scoring or a top_k outside 1…num_experts."""
+    sum over the chosen experts. Bias, groups and scaling are those of notebook 60; with a bias or groups, scores plus bias
+    decide instead of logits. Raises `ValueError` for another scoring or a top_k outside 1…num_experts."""
     if scoring not in ("softmax", "sigmoid"):
         raise ValueError(f'scoring: expected "softmax" or "sigmoid", got {scoring!r}')
     if not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k: expected 1 to {logits.shape[-1]} (the number of experts), got {top_k}")
     logits = logits.to(dtype)
-    rank = logits.masked_fill(logits.isnan(), -math.inf)
-    ids = rank.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     scores = logits.softmax(-1) if scoring == "softmax" else logits.sigmoid()
-    weights = scores.gather(-1, ids)
+    keys = (logits if bias is None and n_group == 1 else scores if bias is None else scores + bias).detach()
+    keys = keys.masked_fill(keys.isnan(), -math.inf)
+    order = keys.sort(descending=True, stable=True).indices
+    if n_group > 1:     # a closed group's experts behind all others, however low those rank
+        order = order.gather(1, _closed(keys, n_group, topk_group, group_best).gather(1, order).sort(stable=True).indices)
+    weights = scores.gather(1, order[:, :top_k])
     if renormalize: weights = weights / weights.sum(-1, keepdim=True)
-    return weights, ids.int()
+    return weights * scaling, order[:, :top_k].int()
 
 # %% ../nbs/02_reference.ipynb #474a2514
 def _swiglu(x: Tensor, w_gate_up: Tensor, w_down: Tensor, b_gate_up: Tensor | float = 0.0, b_down: Tensor | float = 0.0) -> Tensor:

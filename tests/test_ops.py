@@ -120,10 +120,9 @@ def test_routing_on_the_cpu_is_that_of_the_kernel(device, options):
     logits[1, 3], logits[2, :], logits[3, 5:], logits[4] = float("nan"), -float("inf"), float("inf"), 0.0
     more = dict(options.get("routing_options", {}))
     if more.get("bias"): more["bias"] = torch.randn(12).mul_(2).round_().div_(2)
-    how = options.get("renormalize", True), options.get("scoring", "softmax")
-    expected = ops._route_cpu(logits, 3, *how, **more)
-    found = routing(logits.to(device), 3, renormalize=how[0], scoring=how[1],
-                    **{name: x.to(device) if name == "bias" else x for name, x in more.items()})  # fmt: skip
+    more |= {name: x for name, x in options.items() if name != "routing_options"}
+    expected = reference.route(logits, 3, **more, dtype=torch.float32)
+    found = routing(logits.to(device), 3, **{name: x.to(device) if name == "bias" else x for name, x in more.items()})
     assert torch.equal(found[1].cpu(), expected[1])
     torch.testing.assert_close(found[0].cpu(), expected[0], rtol=1e-5, atol=1e-6, equal_nan=True)
 
@@ -136,7 +135,7 @@ def test_gradients_reach_the_router(routing_options):
     pair, direction, how = (w_gate_up, w_down), torch.randn(33, 4), routing_options or {}
 
     def total(x):
-        return float(reference.experts(tokens, *pair, *ops._route_cpu(x, 2, True, "softmax", **how)).sum())
+        return float(reference.experts(tokens, *pair, *reference.route(x, 2, **how, dtype=torch.float32)).sum())
 
     fused_moe(tokens, pair, logits, routing_options=routing_options).double().sum().backward()
     quotient = (total(logits.detach() + 0.01 * direction) - total(logits.detach() - 0.01 * direction)) / 0.02

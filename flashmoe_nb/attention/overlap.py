@@ -6,7 +6,7 @@
 __all__ = ['OPTIMISATIONS', 'STEP', 'Tile', 'Split', 'choose_split', 'candidates', 'choose_tile', 'instances', 'Launch',
            'with_tile', 'overlap', 'bench_ablation']
 
-# %% ../../nbs/47_overlap.ipynb #14d6e292
+# %% ../../nbs/47_overlap.ipynb #67925004
 import functools
 import itertools
 import math
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from .. import cuda, tune
-from .problem import DTYPES, Problem, check_qkv, new_outputs, new_rows, rows_of, scale_log2
+from .problem import DTYPES, Problem, check_qkv, new_outputs, scale_log2
+from .tma import mappable
 
 # %% ../../nbs/47_overlap.ipynb #03956f70
 OPTIMISATIONS = ("PLAIN", "OVERLAP", "PEELING", "PERSISTENCE", "ORDER", "RARE_RESCALING", "OPTIMISTIC_MAXIMUM", "EARLY_START")
@@ -145,11 +146,7 @@ def _heads_per_group(problem: Problem, tile: Tile, num_sms: int) -> int:
     most = min(4096 // problem.head_dim, max(cached, even), problem.batch * problem.num_heads)
     return 1 << max(1, most).bit_length() - 1
 
-# %% ../../nbs/47_overlap.ipynb #d37aaf40
-def _mappable(x: torch.Tensor) -> torch.Tensor:
-    "`x` itself if a tensor map can describe it, else a dense copy: a map has no stride 0."
-    return rows_of(x)[0] if all(x.stride()) else new_rows(x).copy_(x)
-
+# %% ../../nbs/47_overlap.ipynb #845e9ba9
 class Launch(NamedTuple):
     "A kept launch, and what it needs beside tensors: memory for parts of tiles, counters."
     prepared: cuda.Prepared
@@ -178,7 +175,7 @@ def _prepare(problem: Problem, q, k, v, out, lse, causal: bool, scale: float, ti
     kernel = cuda.compile(source, tile.instance(q.dtype, causal, divided > 0))
     return Launch(kernel.prepare(grid, tile.threads, arguments, tile.shared_bytes), floats, counters)
 
-# %% ../../nbs/47_overlap.ipynb #c2251e6e
+# %% ../../nbs/47_overlap.ipynb #76ddbbd3
 _known: dict[tuple, tuple[Problem, Launch]] = {}      # launches of calls that need no copy of an input
 
 def _key(q, k, v, *rest) -> tuple:
@@ -193,7 +190,7 @@ def _prepare_call(problem, q, k, v, causal: bool, softmax_scale, tile: Tile | No
     given, key = (q, k, v), _key(q, k, v, causal, softmax_scale, tile, divide, source)
     if scale <= 0: q, scale = q * (-1 if scale < 0 else 0), -scale or 1.0      # the kernel scales the maximum, too
     if not (k.numel() and q.numel()): return None, (q, k, v)
-    q, k, v = map(_mappable, (q, k, v))
+    q, k, v = map(mappable, (q, k, v))
     tile = tile or choose_tile(problem.head_dim, problem.seqlen_q, problem.seqlen_k, causal, problem.batch * problem.num_heads,
                                _num_sms(q.device))
     launch = _prepare(problem, q, k, v, *new_outputs(q, problem, True), causal, scale, tile, divide, source)
@@ -238,7 +235,7 @@ def overlap(q, k, v, *, causal: bool = False, softmax_scale: float | None = None
     Source: Shah et al. 2024, sections 3.1 and 3.2."""
     return _attend(q, k, v, causal, softmax_scale, return_lse)
 
-# %% ../../nbs/47_overlap.ipynb #7ccaa30c
+# %% ../../nbs/47_overlap.ipynb #e7c1b552
 def _up_to(optimisation: str, q, k, v, *, causal: bool):
     "The step with its tile, whole, and the optimisations up to this one. `NotImplementedError` for one its tile does without."
     tile = candidates(q.shape[-1], k.shape[2], causal)[0]
@@ -249,16 +246,20 @@ def _up_to(optimisation: str, q, k, v, *, causal: bool):
 _UNEVEN = {"FROM_FIRST": ("C::MASK == Mask::CAUSAL ? m_blocks * C::BLOCK_M - (p.seqlen_q + 63) / 64 * 64 : 0", "0"),
            "STRAIGHT": ("behind * more > 0", "0")}
 
+def _changed(path: str, name: str, *changes: tuple[str, str]) -> str:
+    "Register a file of `kernels/` under another name, with changes (old text, new text) at one place each; returns the name."
+    text = cuda.read_source(path).text.split("\n", 2)[2]
+    for old, new in changes:
+        assert text.count(old) == 1, f"{path} has {text.count(old)} times {old!r}"
+        text = text.replace(old, new)
+    cuda.register(name, text, key=name, label=name, start=True, architectures=("sm_90a",))
+    return name
+
 @functools.cache
 def _uneven_source(what: str) -> str:
     "Register the kernel with tiles cut from the first query on, or without flipped ones, and say under which path."
-    header, (old, new), name = "common/hopper_tiles.cuh", _UNEVEN[what], f"scratch/47_{what.lower()}"
-    text = cuda.read_source(header).text.split("\n", 2)[2]
-    kernel = cuda.read_source(STEP).text.split("\n", 2)[2]
-    assert text.count(old) == kernel.count(header) == 1
-    for path, source in ((name + ".cuh", text.replace(old, new)), (name + ".cu", kernel.replace(header, name + ".cuh"))):
-        cuda.register(path, source, key=path, label=path, start=True, architectures=("sm_90a",))
-    return name + ".cu"
+    header, name = "common/hopper_tiles.cuh", f"scratch/47_{what.lower()}"
+    return _changed(STEP, name + ".cu", (header, _changed(header, name + ".cuh", _UNEVEN[what])))
 
 def _last_rung(q, k, v, *, causal: bool, **settings):
     tile = choose_tile(q.shape[-1], q.shape[2], k.shape[2], causal, q.shape[0] * q.shape[1])
@@ -284,7 +285,7 @@ def bench_ablation(quick: bool = False) -> list[dict]:
     parts = ((steps, shapes), (ends, rounds[::6] if quick else rounds), (orders, uneven[::8] if quick else uneven))
     return [row for run, at in parts for row in bench.bench_attention(run, at, **settings)]
 
-# %% ../../nbs/47_overlap.ipynb #ae4e4753
+# %% ../../nbs/47_overlap.ipynb #0dcae44b
 _POLYNOMIAL = """
 __device__ __forceinline__ float ex2_polynomial(float x) {
     x = fminf(fmaxf(x, -126.0f), 128.0f);
@@ -299,12 +300,9 @@ struct Consumer {"""
 @functools.cache
 def _polynomial_source() -> str:
     "Register the kernel with a polynomial for every eighth exponential, and say under which path."
-    text = cuda.read_source(STEP).text.split("\n", 2)[2].replace("\ntemplate <class C>\nstruct Consumer {", _POLYNOMIAL)
     exponential = "ptx::ex2(fmaf(r.scores[i + j], scale, -shift))"
-    assert text.count(exponential) == 1 and "ex2_polynomial" in text
-    text = text.replace(exponential, f"i % 16 / 4 + j == 4 ? ex2_polynomial(fmaf(r.scores[i + j], scale, -shift)) : {exponential}")
-    cuda.register(path := "scratch/47_polynomial.cu", text, key=path, label=path, start=True, architectures=("sm_90a",))
-    return path
+    some = f"i % 16 / 4 + j == 4 ? ex2_polynomial(fmaf(r.scores[i + j], scale, -shift)) : {exponential}"
+    return _changed(STEP, "scratch/47_polynomial.cu", ("\ntemplate <class C>\nstruct Consumer {", _POLYNOMIAL), (exponential, some))
 
 def _with_polynomial(q, k, v, *, causal: bool):
     if q.shape[-1] != 64: raise NotImplementedError("a share for the multiply-add units: head_dim 64 only")

@@ -268,7 +268,7 @@ struct Consumer {
             ptx::stmatrix_x4(s_out.elements + C::QTile::offset(row, i / 4 + lane / 16), pairs);
         }
         ptx::fence_proxy_async();  // TMA shall see what was just written
-        __syncwarp();
+        __syncwarp();  // all lanes have written; lane 0 arrives for them
         if (lane == 0) ptx::mbar_arrive(&smem.out_full[ended]);
         #pragma unroll
         for (int i = 0; i < C::HEAD_DIM / 2; ++i) r.out[i] = 0.0f;

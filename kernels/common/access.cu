@@ -12,7 +12,7 @@ __global__ void shared_read_kernel(const void* in, void* out) {
     __shared__ Element s_tile[32 * STRIDE];
     const int lane = threadIdx.x;
     for (int i = lane; i < 32 * STRIDE; i += 32) s_tile[i] = g_in[i];
-    __syncthreads();
+    __syncthreads();  // the tile is written before lanes read what others wrote
     g_out[blockIdx.x * 32 + lane] = s_tile[lane * STRIDE];
 }
 
@@ -24,7 +24,7 @@ __global__ void shared_write_kernel(const void* in, void* out) {
     __shared__ Element s_tile[32 * STRIDE];
     const int lane = threadIdx.x;
     s_tile[lane * STRIDE] = g_in[blockIdx.x * 32 + lane];
-    __syncthreads();
+    __syncthreads();  // all lanes have written before one reads another's element
     if (lane % STRIDE == 0) g_out[blockIdx.x * 32 + lane] = s_tile[lane];
 }
 
@@ -35,7 +35,7 @@ __global__ void shared_gather_kernel(const void* in, void* out, const int* g_whe
     __shared__ float s_tile[1024];
     const int lane = threadIdx.x;
     for (int i = lane; i < 1024; i += 32) s_tile[i] = g_in[i];
-    __syncthreads();
+    __syncthreads();  // the tile is written before a lane reads anywhere in it
     g_out[blockIdx.x * 32 + lane] = s_tile[g_where[lane]];
 }
 
@@ -52,7 +52,7 @@ __global__ void transpose_kernel(const void* in, void* out) {
     g_in += blockIdx.x * 1024;
     g_out += blockIdx.x * 1024;
     for (int row = 0; row < 32; ++row) s_tile[at(row, lane)] = g_in[row * 32 + lane];
-    __syncthreads();
+    __syncthreads();  // all rows are written before columns are read
     for (int row = 0; row < 32; ++row) g_out[row * 32 + lane] = s_tile[at(lane, row)];
 }
 
@@ -66,7 +66,7 @@ __global__ void ldmatrix_kernel(const void* in, void* out) {
     const int lane = threadIdx.x;
     auto at = [](int row, int chunk) { return row * PITCH + (LAYOUT == SWIZZLED ? chunk ^ row % 8 : chunk); };
     for (int i = lane; i < 256; i += 32) s_tile[at(i / 8, i % 8)] = g_in[i];
-    __syncthreads();
+    __syncthreads();  // all chunks are written before any is read
     for (int chunk = 0; chunk < 8; ++chunk) {
         uint32_t r[4];
         ptx::ldmatrix_x4(r, &s_tile[at(lane, chunk)]);

@@ -78,7 +78,7 @@ __device__ inline Work work_of(int num_keys, int first_row, bool peel, const Pro
 }
 
 template <class C>
-__device__ __forceinline__ int first_row_of(const Tile& tile, int warpgroup) {
+__device__ __forceinline__ int first_row_of(const Tile& tile, int warpgroup) {  // negative: before the first query
     return tile.m_start + 64 * (tile.flipped ? C::WARPGROUPS - 1 - warpgroup : warpgroup);
 }
 

@@ -11,7 +11,7 @@ __global__ void products_kernel(const __nv_bfloat16* x, float* y, int groups) {
     __shared__ __align__(1024) __nv_bfloat16 s_x[64 * 64];  // both operands, in rows of 128 bytes
     for (int i = threadIdx.x; i < 64 * 64; i += 128) s_x[i] = x[i];
     ptx::fence_proxy_async();  // the tensor cores read what the threads have written
-    __syncthreads();
+    __syncthreads();  // both operands are written, and visible, before any warp starts a product
     float r_sum[32] = {};
     const ptx::MatrixDescriptor tile = ptx::k_major(s_x);
     for (int group = 0; group < groups; ++group) {
