@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILE', 'MMA_FILE', 'ELEMENTS', 'MMA_TILES', 'TILES', 'LARGEST', 'MAX_SPLITS', 'LONG', 'MOST_SPLIT', 'STREAMED',
-           'Tile', 'MmaTile', 'Plan', 'parts_of', 'choose', 'candidates', 'instances', 'prepared', 'grouped_gemm']
+           'COPIED', 'Tile', 'MmaTile', 'Plan', 'parts_of', 'choose', 'candidates', 'instances', 'prepared',
+           'grouped_gemm']
 
 # %% ../../nbs/64_grouped_gemm.ipynb #5988db9f
 import functools
@@ -71,12 +72,13 @@ class MmaTile(NamedTuple):
         "Size of the kernel's `SharedStorage`."
         return self.stages * (128 + self.block_tokens) * 128 + 513 * 4
 
-# %% ../../nbs/64_grouped_gemm.ipynb #3ffea4d2
+# %% ../../nbs/64_grouped_gemm.ipynb #0ee2366c
 MMA_TILES = ((20, MmaTile(16, 4)), (80, MmaTile(64, 3)), (math.inf, MmaTile(128, 3)))
 TILES = ((2, Tile(1, 8, 6)), (8, Tile(1, 16, 5)), (20, Tile(1, 32, 5)), (36, Tile(2, 48, 5)), (84, Tile(2, 96, 4)))
 LARGEST = Tile(2, 144, 4)
 MAX_SPLITS, LONG, MOST_SPLIT = 8, 4096, 1 << 20    # parts of k; a k that is cut though there are tiles enough; elements of a part
 STREAMED = 350e6                                   # bytes of weights that are evicted first
+COPIED = 2048                                      # from this inter on the largest tile's rows are copied into slot order
 
 class Plan(NamedTuple):
     "How a layer runs."
@@ -97,6 +99,8 @@ def parts_of(k: int, splits: int) -> int:
     return -(-k // part)
 
 @functools.lru_cache(maxsize=4096)
+def _gathers(tile: Tile, inter: int) -> bool: return tile != LARGEST or inter < COPIED
+
 def choose(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter: int, hopper: bool = True) -> Plan:
     "The measured winner, by pairs an expert and bytes touched; for chips other than Hopper a plain one."
     pairs = num_tokens * top_k
@@ -107,7 +111,7 @@ def choose(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter: in
     def few(splits): return tiles * splits * 2 <= 264 or inter > LONG * splits and pairs * hidden * splits <= MOST_SPLIT
     while pairs <= 64 and splits < MAX_SPLITS and inter >= 128 * splits and few(splits): splits *= 2
     stream = tile == TILES[0][1] and touched * 3 * hidden * inter * 2 < STREAMED
-    return Plan(tile, not (inter >= 2048 and tile == LARGEST), parts_of(inter, splits), stream)
+    return Plan(tile, _gathers(tile, inter), parts_of(inter, splits), stream)
 
 def candidates(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter: int) -> dict[str, Plan]:
     "The plan that `choose` takes on Hopper, first, and those that differ from it in one decision, by what they do."
@@ -115,10 +119,10 @@ def candidates(num_tokens: int, top_k: int, num_experts: int, hidden: int, inter
     at = tiles.index(chosen.tile)
     plans = [chosen]
     for tile in tiles[max(0, at - 1):at] + tiles[at + 1:at + 2]:
-        plans.append(chosen._replace(tile=tile, stream=False, gathered=tile != LARGEST or inter < 2048))
+        plans.append(chosen._replace(tile=tile, stream=False, gathered=_gathers(tile, inter)))
     if chosen.tile == LARGEST: plans.append(chosen._replace(gathered=not chosen.gathered))
     if chosen.tile == tiles[0]: plans.append(chosen._replace(stream=not chosen.stream))
-    if num_tokens * top_k <= 64: plans += [chosen._replace(splits=n) for n in (1, 2, 4, 8) if parts_of(inter, n) == n]
+    if num_tokens * top_k <= 64: plans += [chosen._replace(splits=n) for n in (1, 2, 4, MAX_SPLITS) if parts_of(inter, n) == n]
     return {plan.label: plan for plan in plans}
 
 def _instance(dtype, tile: Tile, gate_up: bool, gathered: bool, stream: bool) -> tuple[str, str]:
